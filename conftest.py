@@ -1,0 +1,46 @@
+"""JAX made strict for the whole suite, docstring examples included.
+
+Strict dtype promotion, no silent broadcasting over ranks, no key used twice, 8 CPU devices,
+warnings as errors (pyproject.toml), and one compilation cache shared by all tests and their
+child processes.
+"""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("NNKIT_CACHE", str(Path.home() / ".cache" / "nnkit" / "tests"))
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # children would import 3 times slower
+os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(os.environ["NNKIT_CACHE"]) / "bytecode"))
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_compilation_cache_dir", os.environ["NNKIT_CACHE"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(autouse=True)
+def _names(doctest_namespace):
+    """The names that docstring examples may use without importing them."""
+    import flax.linen as nn
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    import nnkit as nk
+
+    doctest_namespace.update(jax=jax, jnp=jnp, np=np, optax=optax, nn=nn, nk=nk)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> str:
+    """The folder with the real data sets in TFDS format; without it the test is skipped."""
+    folder = os.environ.get("NNKIT_DATA_DIR")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("NNKIT_DATA_DIR is not set to a folder with data sets in TFDS format")
+    return folder

@@ -1,0 +1,123 @@
+"""nnkit: deep learning as pure functions.
+
+    Objective ──gradient──> Gradient ──step──> Step
+
+| noun | pure functions | read as |
+|---|---|---|
+| `Objective` | init(key, batch) -> (params, carry); loss(params, carry, batch, key) | what we want |
+| `Gradient` | init; grad(params, carry, batch, key) | which way is down |
+| `Step` | init(key, batch) -> state; update(state, batch); weights(state) | one move |
+
+`params` is what gradients flow to, `carry` is what is carried along, `key=None` is evaluation.
+A technique wraps exactly one noun, and its type says which:
+
+- Objective -> Objective: `half`, `penalised`, `frozen`, `adapt`, `stacked`
+- Gradient -> Gradient: `accumulate`, `clipped`, `sam`; `per_example`: Objective -> Gradient
+- Step -> Step: `ema`, `skip_nonfinite`, `repeat`, `seeded`, `ensemble`, `sweep`, `shard`
+
+Where things live, lowest rank first (a file imports only lower ranks):
+
+    core        exact means, trees by path, shape checks, keys
+    losses      per-example losses           metrics   per-example metrics, and of whole sets
+    data        arrays, tfds, folder, table, embedded: batches with a mask, in any order
+    parallel    meshes and sharding rules
+    models      Flax Linen modules           train     objectives, gradients, steps
+    checkpoint  Orbax with a manifest
+    loop        init, fit, evaluate, run, the run folder
+    interop     NNX modules
+    cli         the command `nnkit`
+
+>>> import nnkit as nk
+>>> nk.Step._fields
+('init', 'update', 'weights')
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "nnkit.core": ("Mean", "digest", "find"),
+    "nnkit.train": (
+        "Gradient Objective Step accumulate adapt clipped ema ensemble frozen gradient half "
+        "in_turn objective pair penalised per_example product repeat sam seeded shard "
+        "skip_nonfinite stacked step supervised sweep unrolled"
+    ).split(),
+    "nnkit.parallel": ("mesh", "rules"),
+    "nnkit.checkpoint": ("Checkpoints",),
+    "nnkit.loop": "check evaluate fit init predict run Run patience".split(),
+}
+_HOME = {name: home for home, names in _WHERE.items() for name in names}
+_PARTS = "checkpoint cli core data interop loop losses metrics models parallel train".split()
+_CORE = "checks keys means trees".split()
+
+__all__ = sorted([*_HOME, *_PARTS, *_CORE])
+
+if TYPE_CHECKING:  # what the lazy doors below lead to, for editors and type checkers
+    from nnkit import (
+        checkpoint,
+        cli,
+        core,
+        data,
+        interop,
+        loop,
+        losses,
+        metrics,
+        models,
+        parallel,
+        train,
+    )
+    from nnkit.checkpoint import Checkpoints
+    from nnkit.core import Mean, checks, digest, find, keys, means, trees
+    from nnkit.loop import Run, check, evaluate, fit, init, patience, predict, run
+    from nnkit.parallel import mesh, rules
+    from nnkit.train import (
+        Gradient,
+        Objective,
+        Step,
+        accumulate,
+        adapt,
+        clipped,
+        ema,
+        ensemble,
+        frozen,
+        gradient,
+        half,
+        in_turn,
+        objective,
+        pair,
+        penalised,
+        per_example,
+        product,
+        repeat,
+        sam,
+        seeded,
+        shard,
+        skip_nonfinite,
+        stacked,
+        step,
+        supervised,
+        sweep,
+        unrolled,
+    )
+
+
+def __getattr__(name: str):
+    """Import a part when it is first used: `import nnkit` alone costs no jax."""
+    if name in _HOME:
+        found = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in _PARTS:
+        found = importlib.import_module(f"nnkit.{name}")
+    elif name in _CORE:
+        found = importlib.import_module(f"nnkit.core.{name}")
+    else:
+        raise AttributeError(f"module 'nnkit' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

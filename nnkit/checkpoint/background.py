@@ -1,0 +1,91 @@
+"""One task at a time beside the main thread, finished before the process ends."""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures.thread  # noqa: F401  its exit hook comes first, so that ours runs earlier
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+__all__ = ["Background"]
+
+_pending: set[Background] = set()  # running, or failed and not yet reported
+_hooked: list[bool] = []
+_failed: list[bool] = []
+
+
+class Background:
+    """Runs one function in a thread; its error waits to be taken.
+
+    >>> background = Background()
+    >>> background.start("nothing", lambda: None)
+    >>> background.error() is None
+    True
+    """
+
+    def __init__(self):
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.name = ""
+
+    def start(self, name: str, work: Callable[[], None]) -> None:
+        """Starts `work`; the one before must have ended."""
+
+        def run():
+            try:
+                work()
+                _pending.discard(self)
+            except BaseException as error:  # reported by `error`, or at exit
+                self._error = error
+
+        _hook()
+        self.name = name
+        _pending.add(self)
+        self._thread = threading.Thread(target=run, name=name, daemon=False)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Returns once nothing runs."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def error(self) -> BaseException | None:
+        """Waits, and hands out the error of the last task, once."""
+        self.join()
+        _pending.discard(self)
+        error, self._error = self._error, None
+        return error
+
+
+def _hook() -> None:
+    """Has the process wait for tasks at its end, before thread pools (Orbax's) refuse to work.
+
+    There is no public hook at that point: `atexit` comes too late, as does joining the thread.
+    Where the private one is missing, the task fails and the exit code says so.
+    """
+    if _hooked:
+        return
+    _hooked.append(True)
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        register(_finish)
+    atexit.register(_leave)
+
+
+def _finish() -> None:
+    for task in list(_pending):
+        task.join()
+        if (error := task.error()) is not None:
+            _failed.append(True)
+            print(f"nnkit: {task.name} failed: {error!r}", file=sys.stderr, flush=True)
+
+
+def _leave() -> None:
+    _finish()
+    if _failed:  # the only way to change the exit code this late
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)

@@ -1,0 +1,170 @@
+"""The leaves of a state: unique names, a table of what they are, host copies, strict comparison."""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.parse
+from typing import Any
+
+import jax
+import numpy as np
+
+from nnkit.core import trees
+
+__all__ = ["blank", "difference", "encode", "place", "seal", "snapshot"]
+
+SCALARS = {kind.__name__: kind for kind in (bool, int, float, complex)}
+# What Orbax stores as it is; other dtypes (float8, int4 ...) travel as their bytes.
+NATIVE = {"bool", "float16", "float32", "float64", "bfloat16", "complex64", "complex128"}
+NATIVE |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+
+def escaped(path) -> str:
+    """A key path of jax as a name that is unique, bounded in length and stays in its folder."""
+    parts = [jax.tree_util.keystr((entry,), simple=True) for entry in path]
+    quoted = [urllib.parse.quote(p, safe="").replace(".", "%2E") or "%e" for p in parts]
+    name = "/".join(quoted) if quoted else "%r"
+    if len(name) <= 200:
+        return name
+    return f"{name[:150]}%h{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def flat(tree) -> dict[str, tuple[str, Any]]:
+    """The leaves [...] of a tree as {escaped name: (path to show, leaf)}, in order."""
+    found: dict[str, tuple[str, Any]] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        shown = trees.path_name(path)
+        try:
+            name = escaped(path)
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"leaf {shown!r} has a name that is no valid text; rename it"
+            ) from error
+        if name in found:
+            raise ValueError(
+                f"two leaves are named {shown!r} (such as the keys 1 and '1'); rename one of them"
+            )
+        found[name] = (shown, leaf)
+    return found
+
+
+def entry(name: str, path: str, leaf) -> dict[str, Any]:
+    """One row of the leaf table: what a leaf [...] is, without its values."""
+    row = {"name": name, "path": path, "shape": [int(n) for n in np.shape(leaf)]}
+    if type(leaf) in SCALARS.values():
+        return row | {"dtype": type(leaf).__name__, "scalar": type(leaf).__name__}
+    dtype = getattr(leaf, "dtype", None)
+    refuse = dtype is None or isinstance(leaf, jax.core.Tracer)
+    if not refuse and not trees.is_key(leaf):
+        refuse = np.dtype(dtype).kind in "OSUmM" or np.dtype(dtype) == jax.dtypes.float0
+    if refuse:
+        raise TypeError(
+            f"leaf {path} is {trees.describe(leaf)}, expected an array of numbers or a typed key; "
+            "keep other things in `meta`, and save outside of jit"
+        )
+    return row | {"dtype": str(dtype)}
+
+
+def snapshot(state) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """The leaf table and a host copy of every leaf [...], so that the state may be donated next."""
+    leaves = flat(state)
+    table = [entry(name, path, leaf) for name, (path, leaf) in leaves.items()]
+    for path, leaf in leaves.values():
+        if not isinstance(leaf, jax.Array):
+            continue
+        if not leaf.is_fully_addressable:
+            raise NotImplementedError(
+                f"leaf {path} lives on several hosts ({leaf.sharding}); checkpoints are written by "
+                "one process for now: gather it with multihost_utils.process_allgather first"
+            )
+        if leaf.is_deleted():
+            raise ValueError(
+                f"leaf {path} was deleted by donation; save the state that update returned"
+            )
+        if not trees.is_key(leaf):
+            leaf.copy_to_host_async()  # all transfers at once
+    arrays = {name: trees.to_host(leaf) for name, (_, leaf) in leaves.items()}
+    for row in table:
+        _, leaf = leaves[row["name"]]
+        if trees.is_key(leaf):
+            row["key"] = str(jax.random.key_impl(leaf))
+        if arrays[row["name"]].dtype.hasobject:
+            raise TypeError(f"leaf {row['path']} is {leaf!r:.60}, which fits no dtype of numpy")
+    return table, arrays
+
+
+def leaf_digest(row, array: np.ndarray) -> str:
+    """The digest of a leaf [...], as `trees.digest` counts it."""
+    return trees.leaf_digest(row["path"], array, "" if "scalar" in row else row["dtype"])
+
+
+def seal(table, arrays) -> str:
+    """Adds the digest of its leaf [...] to every row; returns `trees.digest` of the whole state."""
+    total = hashlib.sha256()
+    for row in table:
+        row["sha256"] = leaf_digest(row, arrays[row["name"]])
+        total.update(row["sha256"].encode())
+    return total.hexdigest()
+
+
+def encode(array: np.ndarray) -> np.ndarray:
+    """A leaf [...] as Orbax can store it: as it is, or as bytes [n]."""
+    return array if str(array.dtype) in NATIVE else array.reshape(-1).view(np.uint8)
+
+
+def difference(table, target) -> str:
+    """The first leaf at which the saved table and a target differ, in words; "" if in none."""
+    saved = {row["name"]: row for row in table}
+    wanted = {n: entry(n, path, leaf) for n, (path, leaf) in flat(target).items()}
+    extra = [show(row) for name, row in saved.items() if name not in wanted]
+    found = []
+    for name, row in wanted.items():
+        if name not in saved:
+            other = f" (saved and not wanted: {extra[0]})" if extra else ""
+            found.append(f"{row['path']} is not in it, the model wants {show(row, '')}{other}")
+        elif show(saved[name], "") != show(row, ""):
+            found.append(
+                f"{row['path']} was saved as {show(saved[name], '')}, "
+                f"the model wants {show(row, '')}"
+            )
+    found += [f"{text.replace(' ', ' was saved as ', 1)}, the model has none" for text in extra]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return found[0] + more if found else ""
+
+
+def show(row, path: str | None = None) -> str:
+    """A row as "params/w float32[8,4]", or without its path."""
+    text = f"{row['dtype']}[{','.join(map(str, row['shape']))}]"
+    return text if path == "" else f"{row['path']} {text}"
+
+
+def blank(row) -> np.ndarray:
+    """An array [...] of the dtype and shape of a leaf as it is kept on the host, values unset."""
+    if "key" in row:
+        keys = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=row["key"])))
+        return np.empty((*row["shape"], *keys.shape), keys.dtype)
+    if "scalar" in row:
+        return np.empty((), np.asarray(SCALARS[row["scalar"]](0)).dtype)
+    return np.empty(row["shape"], jax.numpy.dtype(row["dtype"]))
+
+
+def place(row, array: np.ndarray, want) -> Any:
+    """A host array [...] as the leaf it was, where the target wants it."""
+    if "scalar" in row:
+        return SCALARS[row["scalar"]](array.item())
+    if isinstance(want, (np.ndarray, np.generic)):
+        return array if isinstance(want, np.ndarray) else array[()]
+    sharding = getattr(want, "sharding", None)
+    fixed = sharding is not None and getattr(want, "committed", True)
+    leaf = jax.device_put(array)
+    if "key" in row:
+        leaf = jax.random.wrap_key_data(leaf, impl=row["key"])
+    elif fixed:
+        leaf = array
+    leaf = jax.device_put(leaf, sharding) if fixed else leaf
+    if str(leaf.dtype) != row["dtype"]:
+        raise ValueError(
+            f"{row['path']} was saved as {row['dtype']}, which jax holds as {leaf.dtype} now; "
+            "set jax_enable_x64"
+        )
+    return leaf

@@ -1,0 +1,156 @@
+"""Where a data set of TFDS lies, and preparing it once if it lies nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+__all__ = ["builder", "split_info"]
+
+_FORMATS = ("array_record", "parquet")  # those that can be read at random, without TensorFlow
+
+
+def builder(name: str, data_dir: str | None = None):
+    """The TFDS builder of a set that is ready to be read.
+
+    Args:
+      name: such as "mnist", "mnist:3.0.1" or "set/config".
+      data_dir: the only folder to look into and to prepare in; None looks in NNKIT_DATA_DIR,
+        TFDS_DATA_DIR and ~/tensorflow_datasets, and prepares in the second or the last.
+
+    Returns:
+      A TFDS builder.
+
+    Raises:
+      ValueError: for an unknown name; says the nearest ones.
+      RuntimeError: if preparing it needs TensorFlow.
+
+    >>> builder("")
+    Traceback (most recent call last):
+        ...
+    ValueError: name is '', expected the name of a data set, such as 'mnist'
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.\-]*(/[\w.\-]+)?(:[\w.*]+)?", name):
+        raise ValueError(f"name is {name!r}, expected the name of a data set, such as 'mnist'")
+    import tensorflow_datasets as tfds
+
+    own = os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
+    places = [data_dir] if data_dir else [os.environ.get("NNKIT_DATA_DIR"), own]
+    folders = [Path(place).expanduser() for place in places if place]
+    for folder in folders:
+        for found in _versions(folder, name):
+            ready = tfds.builder_from_directory(found)
+            formats = {f.value for f in ready.info.available_file_formats()}
+            if formats & set(_FORMATS):
+                return ready
+    return _prepare(tfds, name, folders)
+
+
+def _versions(folder: Path, name: str) -> list[Path]:
+    """The prepared versions of a set in a folder, newest first; one config if none is named."""
+    base, config, version = _parts(name)
+    inner = [folder / base / config] if config else [folder / base]
+    if not config and (folder / base).is_dir():
+        inner += sorted(p for p in (folder / base).iterdir() if p.is_dir())
+    for place in inner:
+        found = [p.parent for p in place.glob(f"{version or '*'}/dataset_info.json")]
+        found = [p for p in found if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
+        if found:
+            return sorted(found, key=lambda p: [int(v) for v in p.name.split(".")], reverse=True)
+    return []
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    """ "set/config:1.0.0" as ("set", "config", "1.0.0")."""
+    head, _, version = name.partition(":")
+    base, _, config = head.partition("/")
+    return base, config, version
+
+
+def _prepare(tfds, name: str, folders: list[Path]):
+    """Download and prepare once, as array_record, in the last folder."""
+    try:
+        made = tfds.builder(name, data_dir=str(folders[-1]), file_format="array_record")
+    except (tfds.core.DatasetNotFoundError, ModuleNotFoundError) as error:
+        if "tensorflow" in str(error) and isinstance(error, ModuleNotFoundError):
+            raise _needs_tensorflow(name) from error
+        raise _unknown(name, folders) from None
+    try:
+        made.download_and_prepare()
+    except Exception as error:
+        if "No module named 'tensorflow'" not in str(error):
+            raise
+        raise _needs_tensorflow(name) from error
+    if not {f.value for f in made.info.available_file_formats()} & set(_FORMATS):
+        raise RuntimeError(
+            f"{name} is prepared in {made.data_dir} as {made.info.file_format.value}, which only "
+            f"TensorFlow can read, expected {' or '.join(_FORMATS)}; pass another data_dir=..."
+        )
+    return made
+
+
+def _needs_tensorflow(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"preparing {name} needs TensorFlow (its builder uses it to read or encode the originals), "
+        "which is not installed; pip install 'nnkit-jax[tfds-prepare]' for this one step, or pass "
+        "data_dir= of a prepared copy; reading it afterwards does not need TensorFlow"
+    )
+
+
+def _unknown(name: str, folders: list[Path]) -> ValueError:
+    """The error for a name that neither the folders nor TFDS know."""
+    known = {p.name for f in folders if f.is_dir() for p in f.iterdir() if p.is_dir()}
+    here = sorted(known)
+    with contextlib.suppress(Exception):  # the list is a help, not a need
+        from tensorflow_datasets.core import registered
+
+        known |= set(registered.list_imported_builders())
+    near = difflib.get_close_matches(_parts(name)[0], sorted(known), 3, 0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "check the spelling"
+    listed = f" ({', '.join(here[:40])})" if here else ""
+    return ValueError(
+        f"{name!r} is neither prepared in {', '.join(map(str, folders))}{listed} nor known to "
+        f"TFDS; {hint}"
+    )
+
+
+def split_info(builder, name: str, split: str) -> SimpleNamespace:
+    """The facts of a split, checked.
+
+    Args:
+      builder: from `builder`.
+      name: for messages.
+      split: such as "train" or "train[:90%]".
+
+    Returns:
+      split (the text) and files (the paths it is read from).
+
+    Raises:
+      ValueError: if the set has no such split, or it is empty; lists the splits and their sizes.
+
+    >>> split_info(None, "mnist", 3)
+    Traceback (most recent call last):
+        ...
+    TypeError: split is 3, expected a string such as 'train'
+    """
+    if not isinstance(split, str):
+        raise TypeError(f"split is {split!r}, expected a string such as 'train'")
+    sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
+    listed = ", ".join(f"{k} ({n:,} examples)" for k, n in sizes.items())
+    try:
+        found = builder.info.splits[split]
+        count, files = found.num_examples, [Path(p) for p in found.filepaths]
+    except (KeyError, ValueError, AssertionError):
+        raise ValueError(
+            f"{name} has no split {split!r}, expected one of {listed}, or a part such as "
+            f"'{next(iter(sizes), 'train')}[:90%]'"
+        ) from None
+    if not count:
+        raise ValueError(
+            f"split {split!r} of {name} has 0 examples, expected at least 1 ({listed})"
+        )
+    return SimpleNamespace(split=split, files=files)

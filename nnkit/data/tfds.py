@@ -1,0 +1,255 @@
+"""Batches of TensorFlow Datasets, without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nnkit.data import decoded
+from nnkit.data.batches import Batches
+from nnkit.data.fields import clean
+from nnkit.data.pictures import pixels
+from nnkit.data.prepared import builder as find_builder
+from nnkit.data.prepared import split_info
+from nnkit.data.sources import Memory
+
+__all__ = ["tfds"]
+
+_CHUNK = 1000
+
+
+def tfds(
+    name: str,
+    *,
+    split: str,
+    batch_size: int,
+    shuffle: bool | None = None,
+    seed: int = 0,
+    data_dir: str | None = None,
+    map: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None,
+    x: str | None = None,
+    y: str | None = None,
+    memory: int = 2**31,
+) -> Batches:
+    """Batches of a data set of TFDS.
+
+    The input and the label that the set declares become "x" and "y"; `x=` and `y=` choose
+    instead (only what they name is kept); a set that declares none hands out its features under
+    their own names. 8-bit images become float32 in 0..1, labels int32. The set is looked for in
+    `data_dir`, or in the folders NNKIT_DATA_DIR, TFDS_DATA_DIR and ~/tensorflow_datasets; if it is
+    in none, TFDS prepares it once (in array_record format). What took more than a second to decode
+    is kept, up to 256 MiB, under NNKIT_CACHE or ~/.cache/nnkit.
+
+    Args:
+      name: such as "mnist", "mnist:3.0.1" or "set/config".
+      split: such as "train", "test" or "train[:90%]".
+      batch_size: b; the last batch is padded, with a "mask".
+      shuffle: a new order every epoch; None shuffles splits with "train" in their name.
+      seed: decides the orders.
+      data_dir: where the set lies or shall lie.
+      map: from some examples, a dict of numpy arrays [n ...] (objects for text), to as many
+        examples as numbers. Runs once where the split fits in memory; must be deterministic.
+      x: the feature (or result of `map`) that becomes "x".
+      y: the one that becomes "y".
+      memory: bytes up to which the decoded split is kept in memory; above, batches are read from
+        disk.
+
+    Returns:
+      `Batches`; `classes` has the label names.
+
+    Raises:
+      ValueError: for an unknown name (with the nearest ones) or split (with the existing ones).
+      KeyError: if `x` or `y` names no feature.
+      TypeError: for text or ragged features without `map`.
+      RuntimeError: if preparing the set needs TensorFlow; reading never does.
+
+    >>> tfds("mnist", split="train", batch_size=32, memory=-1)
+    Traceback (most recent call last):
+        ...
+    ValueError: memory is -1, expected a number of bytes >= 0
+    """
+    if memory < 0:
+        raise ValueError(f"memory is {memory}, expected a number of bytes >= 0")
+    builder = find_builder(name, data_dir)
+    info = split_info(builder, name, split)
+    records = _records(builder, split, map, x, y)
+    arrays = _in_memory(records, info, name, memory)
+    source = records if arrays is None else Memory(arrays, records.divisors(arrays))
+    shuffle = "train" in split if shuffle is None else shuffle
+    return Batches(
+        source,
+        batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        classes=_classes(builder, records),
+        name=f"{name} {split}",
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Records:
+    """A source that reads and decodes examples when they are asked for."""
+
+    reader: Any
+    images: dict[str, int]
+    map: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None
+    chosen: dict[str, str] | None
+    strict: bool  # a chosen name must exist; not so for declared names after `map`
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def raw(self, indices) -> dict[str, np.ndarray]:
+        """Examples mapped and renamed, images as they are stored."""
+        rows = [_flat(row) for row in self.reader.__getitems__([int(i) for i in indices])]
+        needed = rows[0] if self.map or not self.chosen else self.chosen.values()
+        for name, channels in self.images.items():
+            for row in rows if name in needed else ():
+                row[name] = pixels(row[name], channels)
+        batch = {name: _together([row[name] for row in rows]) for name in rows[0]}
+        if self.map is not None:
+            batch = dict(self.map(batch))
+            for name, array in batch.items():
+                if np.ndim(array) == 0 or len(array) != len(rows):
+                    raise ValueError(
+                        f"map returned {name} of shape {np.shape(array)} for {len(rows)} "
+                        "examples, expected one row per example; keep all of them"
+                    )
+        if self.chosen is None or not (self.strict or set(self.chosen.values()) <= set(batch)):
+            return batch
+        for to, name in self.chosen.items():
+            if name not in batch:
+                raise KeyError(
+                    f"{to}={name!r} names no feature, expected one of {', '.join(sorted(batch))}"
+                )
+        return {to: batch[name] for to, name in self.chosen.items()}
+
+    def scaled(self) -> set[str]:
+        """The names, after choosing, of images: pixels go through unscaled."""
+        if self.map is not None:
+            return set()
+        if self.chosen is None:
+            return set(self.images)
+        return {to for to, name in self.chosen.items() if name in self.images}
+
+    def divisors(self, arrays) -> dict[str, float]:
+        """What images are divided by, by name."""
+        return {name: 255 for name in self.scaled() if name in arrays}
+
+    def clean(self, indices):
+        """Arrays [i ...], checked."""
+        batch = self.raw(indices)
+        for name, array in batch.items():
+            if np.asarray(array).dtype == object:
+                _no_numbers(name, array)
+        return clean(batch, scaled=self.scaled())[0]
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        arrays = self.clean(indices)
+        return Memory(arrays, self.divisors(arrays)).take(np.arange(len(indices)))
+
+
+def _no_numbers(name: str, array) -> None:
+    """The error for a feature of text or of changing shape."""
+    first = np.asarray(array)[0]
+    kind = "text" if isinstance(first, bytes | str) else "of changing shape"
+    raise TypeError(
+        f"{name} is {kind} (first value {repr(first)[:40]}), expected numbers of one shape; turn "
+        "it into numbers with map=function of a dict of arrays, or choose other features with "
+        "x='...', y='...'"
+    )
+
+
+def _records(builder, split: str, map, x, y) -> _Records:
+    """The reader of a split, with its images left encoded, and the choice of features."""
+    import tensorflow_datasets
+
+    features = builder.info.features
+    images = {
+        name: feature.shape[-1]
+        for name, feature in features.items()
+        if isinstance(feature, tensorflow_datasets.features.Image)
+        and np.dtype(feature.np_dtype) == np.uint8
+    }
+    decoders: Any = {name: tensorflow_datasets.decode.SkipDecoding() for name in images}
+    chosen = {to: name for to, name in (("x", x), ("y", y)) if name is not None}
+    strict = bool(chosen) or map is None
+    declared = builder.info.supervised_keys
+    if not chosen and isinstance(declared, tuple) and len(declared) == 2:
+        chosen = (
+            dict(zip(("x", "y"), declared)) if all(isinstance(n, str) for n in declared) else {}
+        )
+    reader = builder.as_data_source(split, decoders=decoders or None)
+    return _Records(reader, images, map, chosen or None, strict)
+
+
+def _in_memory(records: _Records, info, name: str, memory: int):
+    """The whole split decoded; None if it is larger than `memory` bytes."""
+    n = len(records)
+    kept = decoded.key(info.files, n=n, split=info.split, chosen=records.chosen)
+    if records.map is None and memory and (arrays := decoded.load(kept)) is not None:
+        return arrays if _bytes(arrays) <= memory else None
+    began, said, chunks = time.monotonic(), False, []
+    for start in range(0, n, _CHUNK):
+        chunk = records.clean(range(start, min(start + _CHUNK, n)))
+        if not start and _bytes(chunk) * n > memory * min(n, _CHUNK):
+            return None
+        chunks.append(chunk)
+        done, spent = start + _CHUNK, time.monotonic() - began
+        if not said and spent > 1 and spent / done * n > 5:
+            said = True
+            print(f"{name}: decoding {n} examples, about {spent / done * n:.0f} s", flush=True)
+    arrays = {field: _joined(field, chunks) for field in chunks[0]}
+    if records.map is None and time.monotonic() - began > 1:
+        decoded.save(kept, arrays)
+    return arrays
+
+
+def _bytes(arrays: dict[str, np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays.values())
+
+
+def _joined(name: str, chunks: list[dict[str, np.ndarray]]) -> np.ndarray:
+    """The chunks of one field, which must agree in shape and dtype."""
+    first = chunks[0][name]
+    for chunk in chunks:
+        if chunk[name].shape[1:] != first.shape[1:] or chunk[name].dtype != first.dtype:
+            raise ValueError(
+                f"{name} is {chunk[name].dtype}{list(chunk[name].shape[1:])} in some examples and "
+                f"{first.dtype}{list(first.shape[1:])} in others, expected one shape; pad or "
+                "resize with map=..."
+            )
+    return np.concatenate([chunk[name] for chunk in chunks])
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested features as "objects/label"."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        inner = _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {}
+        flat |= inner or {prefix + name: value}
+    return flat
+
+
+def _together(values: list[Any]) -> np.ndarray:
+    """Values of one feature as an array [n ...]; of objects if they are text or differ in shape."""
+    shapes = {np.shape(v) for v in values}
+    if len(shapes) == 1 and not isinstance(values[0], bytes | str):
+        array = np.stack([np.asarray(v) for v in values])
+        if array.dtype.kind not in "SU":
+            return array
+    array = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        array[i] = value
+    return array
+
+
+def _classes(builder, records: _Records) -> tuple[str, ...] | None:
+    """The names of the labels, if "y" is a declared class label."""
+    name = (records.chosen or {}).get("y", "y")
+    names = getattr(dict(builder.info.features).get(name), "names", None)
+    return tuple(names) if names and records.map is None else None

@@ -1,0 +1,101 @@
+"""Evaluation over whole data sets, exact under masks and ragged last batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from nnkit.data import prefetch
+from nnkit.train import Objective, pair
+
+__all__ = ["evaluate", "predict"]
+
+
+def evaluate(objective: Objective, batches, *, split: str = "test") -> Callable:
+    """A function (params, carry) -> {metric: value} over every example of a data set.
+
+    Sums are added in float64 on the host, so that sizes of any number of examples stay exact.
+
+    Args:
+      objective: any Objective; it is called with key=None. `stacked` gives arrays [n].
+      batches: a re-iterable of batches, such as a `Batches`.
+      split: the name the row carries.
+
+    Returns:
+      (params, carry) -> {"split": split, "loss": float, ...}; one compilation, however often.
+
+    Raises:
+      ValueError: if there is no example, or all are masked.
+
+    >>> task = nk.objective(lambda key, b: jnp.float32(0), lambda w, b, key: (w - b["x"]) ** 2)
+    >>> test = [{"x": jnp.array([1.0, 2.0])}, {"x": jnp.array([3.0, 0.0]), "mask": jnp.array([1, 0])}]
+    >>> round(evaluate(task, test)(jnp.float32(0), {})["loss"], 4)
+    4.6667
+    """
+
+    @jax.jit
+    def one(params, carry, batch):
+        return objective.loss(params, carry, batch, None)[1][1]
+
+    def whole(params, carry):
+        found = [one(params, carry, batch) for batch in prefetch(iter(batches))]
+        if not found:
+            raise ValueError(f"evaluate(split={split!r}): the data gave no batch")
+        return {"split": split, **read(*jax.device_get(found))}
+
+    return whole
+
+
+def read(*sums) -> dict:
+    """Trees of `Mean`s on the host, added in float64: floats, or arrays [n ...] of members."""
+    row = {}
+    for name in sums[0]:
+        total = sum(np.asarray(s[name].total, np.float64) for s in sums)
+        weight = sum(np.asarray(s[name].weight, np.float64) for s in sums)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = np.asarray(total / weight.reshape(weight.shape + (1,) * (total.ndim - weight.ndim)))
+        row[name] = float(value) if not value.ndim else value
+    if "loss" in sums[0] and not sum(np.asarray(s["loss"].weight).sum() for s in sums):
+        skipped = np.any([np.any(s["skipped"].total) for s in sums if "skipped" in s])
+        if not skipped:
+            raise ValueError("every example is masked out: there is nothing to average")
+    return row
+
+
+def predict(model, params, carry, batches) -> dict[str, np.ndarray]:
+    """What a model says about every example of a data set, in its order, without the padding.
+
+    For metrics of the whole (`metrics.roc_auc`, `metrics.r2`, ...), pictures and error analysis.
+
+    Args:
+      model: a Linen module or an (init, apply) tuple, as `supervised` takes.
+      params: its parameters.
+      carry: its carry.
+      batches: a re-iterable of batches with the field "x" [b ...].
+
+    Returns:
+      {"outputs": [n ...]} and every field of the batches but "x" and "mask", [n ...].
+
+    Raises:
+      ValueError: if there is no batch.
+
+    >>> test = [{"x": jnp.ones((2, 3)), "y": jnp.array([0, 1]), "mask": jnp.array([1, 0])}]
+    >>> add_up = (lambda key, x: ({}, {}), lambda params, carry, x, key: (x.sum(1), carry))
+    >>> found = predict(add_up, {}, {}, test)
+    >>> found["outputs"].tolist(), found["y"].tolist()
+    ([3.0], [0])
+    """
+    _, apply = pair(model)
+    say = jax.jit(lambda params, carry, x: apply(params, carry, x, None)[0])
+    rows: dict[str, list] = {}
+    for batch in batches:
+        keep = np.asarray(batch.get("mask", np.ones(len(batch["x"])))) > 0
+        found = {"outputs": say(params, carry, jax.device_put(batch["x"])), **batch}
+        for name, x in found.items():
+            if name not in ("x", "mask"):
+                rows.setdefault(name, []).append(np.asarray(x)[keep])
+    if not rows:
+        raise ValueError("predict: the data gave no batch")
+    return {name: np.concatenate(parts) for name, parts in rows.items()}

@@ -1,0 +1,217 @@
+"""fit: the loop. It adds bookkeeping and no numerics."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from nnkit.core import trees
+from nnkit.data import prefetch
+from nnkit.loop.evaluation import read
+from nnkit.loop.progress import Progress
+from nnkit.loop.records import Run
+from nnkit.loop.start import advance, inspect_batch, no_sums
+from nnkit.train import Step
+
+__all__ = ["fit", "patience"]
+
+
+def fit(
+    step: Step,
+    state,
+    batches,
+    *,
+    steps: int | None = None,
+    every: Mapping[int, Callable] | None = None,
+    log_every: int | None = None,
+    stop: Callable[[list], bool] | None = None,
+    run: Run | None = None,
+    progress: bool | None = None,
+):
+    """Update the state batch by batch; log, evaluate, save and show on the way.
+
+    Without the bookkeeping it is this loop, which you can paste and change:
+
+        update = jax.jit(step.update, donate_argnums=0)
+        for i, batch in zip(range(steps), train.stream()):
+            state, metrics = update(state, batch)
+
+    Logged values are means over all examples since the row before, not of the last batch.
+
+    Args:
+      step: any Step.
+      state: from `nk.init`. It is consumed (donated): go on with the one returned.
+      batches: a `Batches` (a fresh shuffle per epoch), or any re-iterable of batches.
+      steps: number of updates, counted from the very start of the run; None: one pass.
+      every: {n: hook} or {n: [hooks]}: after each n steps (and at the end) hook(params, carry) is
+        called, such as `nk.evaluate(task, test)`; what it returns, if anything, is a row.
+      log_every: steps between rows of training metrics; None: about 100 rows. Steps 1, 2, 4, ...,
+        and those of hooks and checkpoints give rows too.
+      stop: rows -> bool, asked after each hook's row; `patience` makes one.
+      run: a `Run`: rows are written, checkpoints saved, and an earlier start is continued.
+      progress: False for silence.
+
+    Returns:
+      (state, rows): rows are dicts with step, time (s) and values (float, or [n] for members).
+
+    Raises:
+      ValueError: if there is nothing to do: no step, no batch, or data that end too early.
+      FloatingPointError: if the loss is not finite (of every member, if there are several).
+
+    >>> task = nk.objective(lambda key, b: jnp.float32(0), lambda w, b, key: (w - b["x"]) ** 2)
+    >>> descent, train = nk.step(nk.gradient(task), optax.sgd(0.25)), [{"x": jnp.ones(4)}]
+    >>> state = nk.init(descent, jax.random.key(0), train[0])
+    >>> state, rows = fit(descent, state, train, steps=3, progress=False)
+    >>> state.params, [round(row["loss"], 4) for row in rows]
+    (Array(0.875, dtype=float32), [1.0, 0.25, 0.0625])
+    """
+    steps = _count(steps, batches)
+    hooks = _hooks(every)
+    log_every = log_every or max(1, steps // 100)
+    update, fingerprint = advance(step), getattr(batches, "fingerprint", None)
+    start, rows = 0, []
+    if run is not None:
+        state, start, rows = run.resume(state, fingerprint)
+        if start >= steps or (stop is not None and rows and stop(rows)):
+            return state, rows
+        run.mark("running")
+        if start and progress is not False:
+            print(f"resuming {run.folder} at step {start:,} of {steps:,}", flush=True)
+    save_every = run.save_every if run is not None else None
+    sums = zeros = None
+    began = time.monotonic() - (rows[-1]["time"] if rows else 0.0)
+    stopped = False
+
+    def put(i, row):
+        row = {"step": i, "time": round(time.monotonic() - began, 3), **row}
+        rows.append(row)
+        if run is not None:
+            run.log(row)
+        bar.update(i, row)
+
+    with Progress(start, steps, show=progress) as bar:
+        for i, batch in zip(range(start + 1, steps + 1), _stream(batches, start)):
+            if zeros is None:
+                inspect_batch(batch)
+                zeros = no_sums(step, state, batch)
+                sums = jax.device_put(zeros)
+            state, sums = update(state, sums, batch)
+            due = [hook for n, hook in hooks if i % n == 0 or i == steps]
+            saving = run is not None and (i == steps or (save_every and i % save_every == 0))
+            early = i & (i - 1) == 0 and i < log_every
+            if not (due or saving or early or i % log_every == 0 or i == steps):
+                bar.update(i)
+                continue
+            row = read(jax.device_get(sums))
+            sums = jax.device_put(zeros)
+            _finite(row, i, state)
+            put(i, row)
+            for hook in due:
+                found = hook(*step.weights(state))
+                if found is not None:
+                    put(i, found)
+            stopped = bool(due and stop is not None and stop(rows))
+            if saving or (stopped and run is not None):
+                run.save(i, state, rows, fingerprint)
+            if stopped:
+                break
+        else:
+            if zeros is None or i < steps:
+                done = start if zeros is None else i
+                raise ValueError(
+                    f"the data ended after {done} of {steps} steps; pass a re-iterable such as a "
+                    "list or a Batches, or fewer steps"
+                )
+    if run is not None:
+        run.checkpoints.wait()
+        run.mark("done")
+    return state, rows
+
+
+def _count(steps, batches) -> int:
+    if steps is None:
+        if not hasattr(batches, "__len__"):
+            raise ValueError("fit needs steps=: the length of these batches is not known")
+        steps = len(batches)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"fit got steps={steps!r}, expected an integer >= 1")
+    return steps
+
+
+def _hooks(every) -> list[tuple[int, Callable]]:
+    found = []
+    for n, hook in (every or {}).items():
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1 or not hook:
+            raise ValueError(f"every={{{n!r}: ...}}: expected {{steps >= 1: hook or [hooks]}}")
+        for one in hook if isinstance(hook, list | tuple) else [hook]:
+            if not callable(one):
+                raise TypeError(f"every={{{n}: {one!r:.60}}}: expected hook(params, carry)")
+            found.append((n, one))
+    return found
+
+
+def _stream(batches, start):
+    """Endless batches from number `start`, placed ahead on the device."""
+    if hasattr(batches, "stream"):
+        return prefetch(batches.stream(start))
+    if iter(batches) is batches:  # a generator: it can be read once
+        return prefetch(itertools.islice(batches, start, None))
+    return itertools.islice(itertools.cycle([jax.device_put(b) for b in batches]), start, None)
+
+
+def _finite(row, i, state) -> None:
+    loss = row.get("loss", 0.0)
+    if np.isfinite(loss).any() or row.get("skipped", 0.0):
+        return
+    bad = [
+        path
+        for path, x in trees.paths(state)
+        if not trees.is_key(x) and x.dtype.kind == "f" and not np.isfinite(np.asarray(x)).all()
+    ]
+    where = f"first in the state at {bad[0]!r}" if bad else "the state itself is still finite"
+    raise FloatingPointError(
+        f"the loss is {loss} at step {i} ({where}): a learning rate too high, labels outside the "
+        "model's classes, or NaN in the inputs; nk.skip_nonfinite(step) skips such batches"
+    )
+
+
+def patience(metric: str, checks: int, *, mode: str, split: str = "test") -> Callable:
+    """Stop when a metric has not improved for a number of evaluations: a pure function of rows.
+
+    Args:
+      metric: name in the evaluation rows; members [n] count by their mean.
+      checks: evaluations without improvement to wait for, >= 1.
+      mode: "max" or "min".
+      split: which rows.
+
+    Returns:
+      rows -> bool, for `fit(stop=...)`.
+
+    Raises:
+      ValueError: if mode or checks are off.
+      KeyError: if the rows of that split lack the metric.
+
+    >>> stop = patience("accuracy", 2, mode="max")
+    >>> rows = [{"split": "test", "accuracy": a} for a in (0.5, 0.7, 0.6, 0.7)]
+    >>> stop(rows[:3]), stop(rows)
+    (False, True)
+
+    Prechelt 1998, doi:10.1007/3-540-49430-8_3 (criterion UP).
+    """
+    if mode not in ("max", "min"):
+        raise ValueError(f"patience(mode={mode!r}): expected 'max' or 'min'")
+    if not isinstance(checks, int) or checks < 1:
+        raise ValueError(f"patience(checks={checks!r}): expected an integer >= 1")
+
+    def stop(rows) -> bool:
+        here = [row for row in rows if row.get("split") == split]
+        if here and metric not in here[-1]:
+            raise KeyError(f"patience: the {split!r} rows have {sorted(here[-1])}, not {metric!r}")
+        values = [float(np.mean(row[metric])) * (1 if mode == "max" else -1) for row in here]
+        return len(values) > checks and max(values[-checks:]) <= max(values[:-checks])
+
+    return stop

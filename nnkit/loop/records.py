@@ -1,0 +1,276 @@
+"""The folder of a run: config, environment, log, checkpoints, status.
+
+    config.json     the configuration, and its hash: a folder belongs to one configuration
+    env.json        one entry per start: commit, dirty diff, versions, devices, command
+    metrics.jsonl   one JSON object per row: step, seconds, values (NaN as Python writes it)
+    checkpoints/    state + data position, see nnkit.checkpoint
+    STATUS          running | done | failed: why
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnkit.checkpoint import Checkpoints
+
+__all__ = ["Run", "canonical", "environment"]
+
+PACKAGES = "jax jaxlib flax optax orbax-checkpoint numpy".split()
+
+
+def canonical(config) -> tuple[dict, str]:
+    """A configuration as plain JSON data, and the SHA-256 that names it.
+
+    Args:
+      config: a dataclass, or a mapping, of numbers, strings, None and lists or tuples of them.
+
+    Returns:
+      (data, 64 hexadecimal digits). The order of fields does not matter.
+
+    Raises:
+      TypeError: if a field is something else; names it.
+
+    >>> canonical({"steps": 10, "rates": (0.1, 0.2)})[0]
+    {'steps': 10, 'rates': [0.1, 0.2]}
+    >>> canonical({"a": 1, "b": 2})[1] == canonical({"b": 2, "a": 1})[1]
+    True
+    """
+
+    def plain(x, path):
+        if dataclasses.is_dataclass(x) and not isinstance(x, type):
+            x = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
+        if isinstance(x, Mapping):
+            return {str(k): plain(v, f"{path}.{k}") for k, v in x.items()}
+        if isinstance(x, list | tuple):
+            return [plain(v, f"{path}[{i}]") for i, v in enumerate(x)]
+        if isinstance(x, np.generic):
+            x = x.item()
+        if x is None or isinstance(x, bool | int | float | str):
+            return x
+        raise TypeError(f"config{path} is {type(x).__name__}, expected numbers, strings and lists")
+
+    data = plain(config, "")
+    if not isinstance(data, dict):
+        raise TypeError(f"config is {type(config).__name__}, expected a dataclass or a mapping")
+    text = json.dumps(data, sort_keys=True)
+    return data, hashlib.sha256(text.encode()).hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """What made a run: versions, devices, commit, dirty diff, command. No variables, no home.
+
+    Returns:
+      A JSON mapping.
+
+    >>> environment()["python"] == platform.python_version()
+    True
+    """
+    import jax
+
+    def git(*args):
+        try:
+            done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    diff = git("diff", "HEAD")
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    from nnkit import __version__
+
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": git("rev-parse", "HEAD"),
+        "diff": diff[:100_000] if diff else diff,
+        "nnkit": __version__,
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "devices": [str(d) for d in jax.devices()],
+    }
+
+
+class Run:
+    """A folder that records one run, and from which the same run continues.
+
+    Use it as a context manager and give it to `fit`: the last checkpoint is restored, with the
+    position in the data and the rows logged until then, and training goes on bit by bit as if it
+    had never stopped.
+
+    Args:
+      folder: where; made if missing.
+      config: what the run belongs to (see `canonical`).
+      save_every: steps between checkpoints; None saves at the end alone.
+      keep_last: checkpoints to keep.
+      keep_best: (metric, "max" or "min") of the evaluation rows: that checkpoint is kept too.
+
+    Raises:
+      ValueError: if the folder belongs to another configuration; names the fields that differ.
+      NotADirectoryError: if the folder is a file.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> with Run(folder + "/a", {"steps": 10}) as run:
+    ...     run.status
+    'new'
+    >>> Run(folder + "/a", {"steps": 20})
+    Traceback (most recent call last):
+        ...
+    ValueError: ...a belongs to another configuration: steps was 10, is now 20; use another folder...
+    """
+
+    def __init__(self, folder, config=None, *, save_every=None, keep_last=2, keep_best=None):
+        if save_every is not None and (not isinstance(save_every, int) or save_every < 1):
+            raise ValueError(f"save_every is {save_every!r}, expected an integer >= 1 or None")
+        self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(f"{self.folder} is a file, expected a folder for the run")
+        self.config, self.hash = canonical({} if config is None else config)
+        self.save_every = save_every
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._claim()
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints", keep_last=keep_last, keep_best=keep_best
+        )
+        self._sessions = self._read("env.json") or []
+        self._environment: dict | None = None
+
+    def __enter__(self) -> Run:
+        self._environment = environment()
+        self._write("env.json", [*self._sessions, self._environment])
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.checkpoints.close()
+        if kind is not None:
+            self.mark(f"failed: {kind.__name__}: {str(error)[:500]}")
+
+    @property
+    def status(self) -> str:
+        """new, running, done, or failed: why."""
+        path = self.folder / "STATUS"
+        return path.read_text().strip() if path.exists() else "new"
+
+    def mark(self, status: str) -> None:
+        """Write the status."""
+        self._replace("STATUS", status + "\n")
+
+    def rows(self) -> list[dict]:
+        """The rows logged so far; lists become arrays [n]."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # the line being written when the process was killed
+                break
+            rows.append({k: np.asarray(v) if isinstance(v, list) else v for k, v in row.items()})
+        return rows
+
+    def log(self, row: Mapping) -> None:
+        """Append a row to metrics.jsonl."""
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(_plain(row)) + "\n")
+
+    def resume(self, state, fingerprint=None):
+        """(state, step, rows) to go on from: those of the newest checkpoint, or the given start.
+
+        Rows logged after that checkpoint are dropped: they will be logged again.
+
+        Raises:
+          ValueError: if the state has another form, or the data are others.
+        """
+        if not self.checkpoints.steps():
+            self._keep_rows(0)
+            return state, 0, []
+        restored = self.checkpoints.restore(state)
+        was = (restored.meta or {}).get("data")
+        if fingerprint is not None and was is not None and _plain(was) != _plain(fingerprint):
+            raise ValueError(
+                f"{self.folder} was trained on other data: {_changes(was, fingerprint)}; "
+                "use the same data, or another folder"
+            )
+        return restored.state, restored.step, self._keep_rows(restored.step)
+
+    def save(self, step: int, state, rows, fingerprint=None) -> None:
+        """Save state and data position under `step`, asynchronously."""
+        latest: dict = {}
+        for row in rows:
+            if "split" in row:
+                latest = {k: float(np.mean(v)) for k, v in row.items() if _numeric(v)}
+        meta = {"config": self.hash, "data": _plain(fingerprint or {})}
+        self.checkpoints.save(step, state, position=step, meta=meta, metrics=latest)
+
+    def _keep_rows(self, step: int) -> list[dict]:
+        rows = [row for row in self.rows() if row.get("step", 0) <= step]
+        text = "".join(json.dumps(_plain(row)) + "\n" for row in rows)
+        self._replace("metrics.jsonl", text)
+        return rows
+
+    def _claim(self) -> None:
+        before = self._read("config.json")
+        if before is None:
+            self._write("config.json", {"hash": self.hash, "config": self.config})
+        elif before.get("hash") != self.hash:
+            raise ValueError(
+                f"{self.folder} belongs to another configuration: "
+                f"{_changes(before.get('config', {}), self.config)}; "
+                "use another folder, or the configuration in its config.json"
+            )
+
+    def _read(self, name: str):
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def _write(self, name: str, data) -> None:
+        self._replace(name, json.dumps(data, indent=1) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / name)
+
+
+def _numeric(x) -> bool:
+    return not isinstance(x, str) and np.asarray(x).dtype.kind in "fiu"
+
+
+def _plain(x):
+    if isinstance(x, Mapping):
+        return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return [_plain(v) for v in x]
+    if isinstance(x, np.ndarray | np.generic):
+        return x.tolist()
+    return x
+
+
+def _changes(before: Mapping, now: Mapping) -> str:
+    names = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+    parts = [f"{k} was {before.get(k)!r:.60}, is now {now.get(k)!r:.60}" for k in names]
+    return "; ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")

@@ -1,0 +1,98 @@
+"""run: the short way in. Everything it does is public; open it up and change a line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from nnkit.core.checks import positive
+from nnkit.core.keys import seed as checked
+from nnkit.loop.checking import check
+from nnkit.loop.evaluation import evaluate
+from nnkit.loop.fitting import fit
+from nnkit.loop.records import Run
+from nnkit.loop.start import init
+from nnkit.train import Objective, gradient, step
+
+__all__ = ["Result", "run"]
+
+
+class Result(NamedTuple):
+    """What `run` gives: the weights, the log, and where it was recorded.
+
+    Attributes:
+      params: the trained parameters.
+      carry: the trained carry.
+      rows: the log, a list of dicts.
+      folder: the run folder, or None.
+
+    >>> Result({}, {}, [{"step": 1}], None).rows[-1]["step"]
+    1
+    """
+
+    params: Any
+    carry: Any
+    rows: list
+    folder: Any
+
+
+def run(
+    task: Objective,
+    train,
+    test=None,
+    *,
+    steps: int,
+    learning_rate: float = 1e-3,
+    tx: optax.GradientTransformation | None = None,
+    seed: int = 0,
+    folder=None,
+    progress: bool | None = None,
+) -> Result:
+    """check + gradient + step + init + fit + evaluate + record, in one call.
+
+    Args:
+      task: an Objective.
+      train: training data: a `Batches` or a re-iterable of batches [b ...].
+      test: data to evaluate on ten times on the way and at the end; may be None.
+      steps: number of updates.
+      learning_rate: > 0, for AdamW with cosine decay; unused with `tx`.
+      tx: another optax optimizer.
+      seed: int from 0 to 2**32 - 1: decides everything random.
+      folder: a run folder; the same call again resumes there. None records nothing.
+      progress: False for silence.
+
+    Returns:
+      A `Result`.
+
+    Raises:
+      ValueError: before anything is compiled, if the input cannot be right.
+
+    >>> train, test = nk.data.embedded("digits", batch_size=128)
+    >>> task = nk.supervised(nk.models.Linear(10), nk.losses.cross_entropy, accuracy=nk.metrics.accuracy)
+    >>> result = run(task, train, test, steps=100, learning_rate=0.01, progress=False)
+    >>> result.rows[-1]["accuracy"] > 0.9
+    True
+    """
+    positive(learning_rate=learning_rate)
+    for line in check(task, train, seed=checked(seed)):
+        if progress is not False:
+            print(line)
+    schedule = optax.cosine_decay_schedule(learning_rate, steps)
+    move = step(gradient(task), optax.adamw(schedule) if tx is None else tx)
+    state = init(move, jax.random.key(seed), next(iter(train)))
+    every = {max(1, steps // 10): evaluate(task, test)} if test is not None else None
+    config = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "tx": str(tx is None)}
+    with contextlib.ExitStack() as stack:
+        record = None
+        if folder is not None:
+            save = max(1, steps // 10)
+            record = stack.enter_context(Run(os.fspath(folder), config, save_every=save))
+        state, rows = fit(
+            move, state, train, steps=steps, every=every, run=record, progress=progress
+        )
+    params, carry = move.weights(state)
+    return Result(params, carry, rows, folder)

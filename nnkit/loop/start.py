@@ -1,0 +1,92 @@
+"""From a Step to its first state: everything that can be known beforehand is checked here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from nnkit.core import means, trees
+from nnkit.train import Step
+
+__all__ = ["init"]
+
+
+def init(step: Step, key, batch):
+    """The first state of a Step, made by one compiled program.
+
+    Before anything is compiled the batch is looked at, and init and update are traced: a wrong
+    shape, label or field raises here, within a second, with its name.
+
+    Args:
+      step: any Step.
+      key: [] a typed key: `jax.random.key(seed)`.
+      batch: a mapping of arrays [b ...], the first batch of the data.
+
+    Returns:
+      A state whose buffers nothing else uses, so that it can be donated.
+
+    Raises:
+      ValueError: if the batch is empty, ragged, has NaN, or does not fit the model.
+      TypeError: if a field is not numeric, or the key is not a typed key.
+
+    >>> task = nk.objective(lambda key, b: jnp.float32(0), lambda w, b, key: (w - b["x"]) ** 2)
+    >>> batch = {"x": jnp.ones(3)}
+    >>> init(nk.step(nk.gradient(task), optax.sgd(0.5)), jax.random.key(0), batch).params
+    Array(0., dtype=float32)
+    """
+    if not isinstance(step, Step):
+        raise TypeError(f"init got {type(step).__name__}, expected a Step: nk.step(gradient, tx)")
+    if not trees.is_key(key):
+        raise TypeError(f"key is {key!r:.60}, expected a typed key: jax.random.key(seed)")
+    inspect_batch(batch)
+    state = jax.eval_shape(lambda key: step.init(key, batch), key)  # sees the values of the batch
+    problem = trees.difference(jax.eval_shape(step.update, state, batch)[0], state)
+    if problem:
+        raise ValueError(f"update gives back another state than it takes: {problem}")
+    return trees.unaliased(jax.jit(step.init)(key, batch), key, batch)
+
+
+def inspect_batch(batch) -> None:
+    """Raise if a batch of host arrays [b ...] cannot be right, whatever the model."""
+    if not isinstance(batch, Mapping) or not batch:
+        raise TypeError(f"a batch is {type(batch).__name__}, expected a mapping of arrays [b ...]")
+    sizes = {}
+    for name, leaf in trees.paths(batch):
+        x = np.asarray(leaf)
+        if x.dtype.kind not in "biufcV":  # V: bfloat16 and its kin
+            raise TypeError(f"batch[{name!r}] has dtype {x.dtype}, expected numbers: encode it")
+        if not x.ndim:
+            raise ValueError(f"batch[{name!r}] is a scalar, expected a leading batch axis [b ...]")
+        sizes[name] = x.shape[0]
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            rows = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
+            raise ValueError(
+                f"batch[{name!r}] has {len(rows)} rows with NaN or infinity, the first is row "
+                f"{rows[0]}; drop them, or fill them in"
+            )
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the fields of a batch differ in length: {sizes}")
+    if not next(iter(sizes.values())):
+        raise ValueError(f"the batch is empty: {sizes}")
+    if "mask" in batch and not np.asarray(batch["mask"]).any():
+        raise ValueError("every example of the batch is masked out: there is nothing to learn from")
+
+
+@functools.lru_cache(maxsize=64)
+def advance(step: Step):
+    """(state, sums, batch) -> (state, sums + metrics), compiled once per Step and donated."""
+
+    def move(state, sums, batch):
+        state, metrics = step.update(state, batch)
+        return state, means.add(sums, metrics)
+
+    return jax.jit(move, donate_argnums=(0, 1))
+
+
+def no_sums(step: Step, state, batch):
+    """Zeros of the form of the metrics of one update."""
+    shapes = jax.eval_shape(step.update, state, batch)[1]
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)

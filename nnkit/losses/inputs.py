@@ -1,0 +1,101 @@
+"""Checks and conversions of what losses are given, for the files of this folder."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnkit.core.checks import concrete
+
+__all__: list[str] = []
+
+
+def real(name, x):
+    """A float array [...] in float32 or float64."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} is {x.dtype}, expected floats: the output of the model; "
+            f"if they are right so, write {name}.astype(jnp.float32)"
+        )
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def same(**pair):
+    """Two arrays [...] must have one shape: no broadcasting."""
+    (a, x), (b, y) = ((name, tuple(np.shape(array))) for name, array in pair.items())
+    if x == y:
+        return
+    squeeze = {x + (1,): b, y + (1,): a}
+    hint = next((f"; squeeze with {name}[:, 0]" for s, name in squeeze.items() if s in (x, y)), "")
+    hint = hint if max(len(x), len(y)) == 2 else hint.replace("[:, 0]", "[..., 0]")
+    raise ValueError(f"{a} has shape {x} and {b} has shape {y}, expected the same shape{hint}")
+
+
+def within(name, x, low, high):
+    """A number [] must lie in [low, high); traced values pass."""
+    known = concrete(x)
+    if known is not None and not (low <= known < high):
+        raise ValueError(f"{name} is {x}, expected {low} <= {name} < {high}; {low} switches it off")
+
+
+def is_soft(logits, labels) -> bool:
+    """True for soft labels [... c], False for integers [...]; anything else is an error."""
+    shape, have, dtype = logits.shape, tuple(np.shape(labels)), jnp.asarray(labels).dtype
+    if jnp.issubdtype(dtype, jnp.integer):
+        return False
+    if not jnp.issubdtype(dtype, jnp.floating) or len(have) < len(shape):
+        raise TypeError(
+            f"labels is {dtype} of shape {have}, expected integers {shape[:-1]} or soft floats "
+            f"{shape}, from logits of shape {shape}; labels.astype(int) for class indices, "
+            "jax.nn.one_hot for soft labels, losses.binary for one logit, losses.mse for regression"
+        )
+    if have != shape:
+        raise ValueError(
+            f"labels is {dtype} of shape {have}, but logits has shape {shape}: soft labels need "
+            "the same shape; for class indices (b, 1) write labels[:, 0].astype(int)"
+        )
+    return True
+
+
+def classes(logits, labels):
+    """Which class is meant [... c], and which labels are none [...] (those mean all classes)."""
+    shape, have, dtype = logits.shape, tuple(np.shape(labels)), jnp.asarray(labels).dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(
+            f"labels is {dtype} of shape {have}, expected integers {shape[:-1]}, from logits of "
+            f"shape {shape}; write labels.astype(int)"
+        )
+    if have != shape[:-1] or not shape:
+        hint = "; one-hot integers: labels.astype(jnp.float32)" if have == shape else ""
+        if have == shape and len(shape) == 1:
+            hint = "; for one logit per example use losses.binary"
+        elif have == shape[:-1] + (1,):
+            hint = f"; squeeze with labels[{':' if len(have) == 2 else '...'}, 0]"
+        raise ValueError(
+            f"labels has shape {have}, expected {shape[:-1]}: the leading axes of logits, "
+            f"which has shape {shape}{hint}"
+        )
+    c, known = shape[-1], concrete(labels)
+    if known is not None and known.size and (known.min() < 0 or known.max() >= c):
+        raise ValueError(
+            f"labels run from {known.min()} to {known.max()}, but the logits have {c} classes "
+            f"(0..{c - 1}); subtract the minimum or widen the last layer (masked places: put 0)"
+        )
+    labels = jnp.asarray(labels)
+    labels = labels if labels.dtype.itemsize == 8 else labels.astype(jnp.int32)
+    bad = (labels < 0) | (labels >= c)
+    return jax.nn.one_hot(labels, c, dtype=bool) | bad[..., None], bad
+
+
+def spoil(loss, bad):
+    """The loss [...], NaN where `bad` [...] in value and gradient.
+
+    A gradient that arrives as 0 leaves as 0, so that a mask hides wrong labels as it hides
+    everything else: g * huge * huge * 0 is NaN for every g but 0.
+    """
+    one, zero = jnp.ones((), loss.dtype), jnp.zeros((), loss.dtype)
+    huge = jnp.where(bad, jnp.finfo(loss.dtype).max.astype(loss.dtype), one)
+    loss = loss * jnp.where(bad, zero, one) * huge * huge  # transposed: from right to left
+    return loss + jnp.where(bad, jnp.full((), jnp.nan, loss.dtype), zero)

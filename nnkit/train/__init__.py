@@ -1,0 +1,47 @@
+"""Rank 2, the heart: Objective -> Gradient -> Step, and the techniques that wrap each."""
+
+from nnkit.train.gradients import Gradient, accumulate, clipped, gradient, per_example, sam
+from nnkit.train.members import ensemble, in_turn, product, sweep, unrolled
+from nnkit.train.objectives import (
+    Objective,
+    adapt,
+    frozen,
+    half,
+    objective,
+    pair,
+    penalised,
+    stacked,
+    supervised,
+)
+from nnkit.train.sharding import shard
+from nnkit.train.steps import Step, ema, repeat, seeded, skip_nonfinite, step
+
+__all__ = [
+    "Gradient",
+    "Objective",
+    "Step",
+    "accumulate",
+    "adapt",
+    "clipped",
+    "ema",
+    "ensemble",
+    "frozen",
+    "gradient",
+    "half",
+    "in_turn",
+    "objective",
+    "pair",
+    "penalised",
+    "per_example",
+    "product",
+    "repeat",
+    "sam",
+    "seeded",
+    "shard",
+    "skip_nonfinite",
+    "stacked",
+    "step",
+    "supervised",
+    "sweep",
+    "unrolled",
+]

@@ -1,0 +1,195 @@
+"""Many runs as one Step: ensembles and sweeps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnkit.core import checks, trees
+from nnkit.train.steps import Step
+
+__all__ = ["ensemble", "in_turn", "product", "sweep", "unrolled"]
+
+
+def unrolled(f: Callable) -> Callable:
+    """As `jax.vmap(f)`, but one member after another inside one program.
+
+    Faster than vmap where a batched operation is slow (a vmapped convolution is a grouped one:
+    slower on CPU); compile time and program grow with the number of members.
+
+    Args:
+      f: a function of trees of arrays.
+
+    Returns:
+      The function of trees with a leading axis [n ...].
+
+    >>> unrolled(lambda x: x * 2)(jnp.arange(3))
+    Array([0, 2, 4], dtype=int32)
+    """
+
+    def each(*args):
+        n = len(jax.tree.leaves(args)[0])
+        found = [f(*jax.tree.map(lambda x: x[i], args)) for i in range(n)]
+        return jax.tree.map(lambda *x: jnp.stack(x), *found)
+
+    return each
+
+
+def in_turn(f: Callable) -> Callable:
+    """As `jax.vmap(f)`, but a loop on the device (`jax.lax.map`): one member's memory at a time.
+
+    Args:
+      f: a function of trees of arrays.
+
+    Returns:
+      The function of trees with a leading axis [n ...].
+
+    >>> in_turn(lambda x: x * 2)(jnp.arange(3))
+    Array([0, 2, 4], dtype=int32)
+    """
+    return lambda *args: jax.lax.map(lambda xs: f(*xs), args)
+
+
+def ensemble(inner: Step, n: int, *, each: Callable = jax.vmap) -> Step:
+    """n members with seeds of their own, trained on the same batches by one program.
+
+    Args:
+      inner: any Step.
+      n: number of members, >= 1.
+      each: how a function is mapped over members: `jax.vmap`, `unrolled` or `in_turn`.
+
+    Returns:
+      A Step whose state, weights and metrics have a leading axis [n]. Evaluate it with `stacked`.
+
+    Raises:
+      ValueError: if n < 1.
+
+    >>> task = nk.objective(lambda key, b: jax.random.normal(key), lambda w, b, key: (w - b["x"]) ** 2)
+    >>> five = ensemble(nk.step(nk.gradient(task), optax.sgd(0.1)), 5)
+    >>> batch = {"x": jnp.ones(3)}
+    >>> state, metrics = five.update(five.init(jax.random.key(0), batch), batch)
+    >>> metrics["loss"].value.shape
+    (5,)
+
+    Lakshminarayanan et al., arXiv:1612.01474, algorithm 1.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"ensemble(n={n!r}): expected an integer >= 1")
+
+    def init(key, batch):
+        return each(lambda key: inner.init(key, batch))(jax.random.split(key, n))
+
+    def update(state, batch):
+        return each(lambda one: inner.update(one, batch))(state)
+
+    return Step(init, update, each(inner.weights))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Swept:
+    """What `sweep` remembers: the hyperparameters [n ...] and the states [n ...]."""
+
+    grid: Any
+    inner: Any
+
+
+def sweep(recipe: Callable[[Any], Step], grid, *, each: Callable = jax.vmap) -> Step:
+    """One program for a whole grid: member i is recipe(grid[i]).
+
+    Hyperparameters are data: they enter the compiled program as traced values, so another grid of
+    the same size compiles nothing.
+
+    Args:
+      recipe: hyperparameters of one run (numbers [], traced) -> a Step.
+      grid: a tree of arrays [n ...], such as {"learning_rate": jnp.geomspace(1e-5, 1e-1, 16)};
+        `product` makes one from lists. A leaf called learning_rate must be > 0.
+      each: how a function is mapped over members: `jax.vmap`, `unrolled` or `in_turn`.
+
+    Returns:
+      A Step whose state, weights and metrics have a leading axis [n]. Every member starts from the
+      same key: vary seeds by `seeded(step, h["seed"])`. Evaluate it with `stacked`.
+
+    Raises:
+      ValueError: if the leaves differ in length, are empty or not finite, or a rate is not > 0.
+      TypeError: if the recipe gives no Step.
+
+    >>> task = nk.objective(lambda key, b: jnp.float32(0), lambda w, b, key: (w - b["x"]) ** 2)
+    >>> def recipe(h):
+    ...     return nk.step(nk.gradient(task), optax.sgd(h["learning_rate"]))
+    >>> runs = sweep(recipe, {"learning_rate": jnp.array([0.25, 0.5])})
+    >>> batch = {"x": jnp.ones(3)}
+    >>> state, metrics = runs.update(runs.init(jax.random.key(0), batch), batch)
+    >>> runs.weights(state)[0]
+    Array([0.5, 1. ], dtype=float32)
+    """
+    _check_grid(grid)
+
+    def member(h):
+        made = recipe(h)
+        if not isinstance(made, Step):
+            raise TypeError(f"the recipe gave {type(made).__name__}, expected a Step")
+        return made
+
+    def init(key, batch):
+        own = jax.tree.map(lambda x: jnp.array(x, copy=True), grid)  # the caller keeps the grid
+        return Swept(own, each(lambda h: member(h).init(jax.random.clone(key), batch))(own))
+
+    def update(state, batch):
+        inner, metrics = each(lambda h, one: member(h).update(one, batch))(state.grid, state.inner)
+        return Swept(state.grid, inner), metrics
+
+    def weights(state):
+        return each(lambda h, one: member(h).weights(one))(state.grid, state.inner)
+
+    return Step(init, update, weights)
+
+
+def _check_grid(grid):
+    leaves = trees.paths(grid)
+    if not leaves:
+        raise ValueError("sweep: the grid is empty, expected a tree of arrays [n ...]")
+    n = np.shape(leaves[0][1])[:1]
+    for path, x in leaves:
+        if np.shape(x)[:1] != n or not n or not n[0]:
+            raise ValueError(
+                f"sweep: grid[{path!r}] has shape {np.shape(x)}, expected a leading axis "
+                f"{f'of {n[0]} as in {leaves[0][0]!r}' if n and n[0] else 'of at least 1'}; "
+                "nk.product makes every combination of lists"
+            )
+        if path.rsplit("/", 1)[-1] == "learning_rate":
+            checks.positive(**{path: x})
+        known = checks.concrete(x)
+        if known is not None and known.dtype.kind == "f" and not np.isfinite(known).all():
+            raise ValueError(f"sweep: grid[{path!r}] holds {known[~np.isfinite(known)][0]}")
+
+
+def product(**lists) -> dict[str, jax.Array]:
+    """Every combination of lists, as the grid of a sweep; the last list varies fastest.
+
+    Args:
+      **lists: [k] numbers by name.
+
+    Returns:
+      {name: [n]} with n the product of the lengths; integers stay int32 and floats float32.
+
+    Raises:
+      ValueError: if a list is empty.
+
+    >>> product(learning_rate=[0.1, 0.2], seed=[0, 1])["seed"]
+    Array([0, 1, 0, 1], dtype=int32)
+    """
+    arrays = {name: np.atleast_1d(np.asarray(x)) for name, x in lists.items()}
+    for name, x in arrays.items():
+        if not x.size:
+            raise ValueError(f"product: {name} is empty, expected at least one value")
+    full = np.meshgrid(*arrays.values(), indexing="ij")
+    return {
+        name: jnp.asarray(x.ravel(), jnp.int32 if x.dtype.kind in "iub" else jnp.float32)
+        for name, x in zip(arrays, full)
+    }

@@ -1,0 +1,328 @@
+"""Losses of classes against their definitions in float64 numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nnkit import losses
+from nnkit.core.means import Mean
+
+B, C = 6, 4
+INTEGER = [losses.cross_entropy, losses.focal, losses.multiclass_hinge]
+
+
+def double():
+    """The context in which JAX has float64."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64
+
+    return enable_x64()
+
+
+def soft(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def slow_cross_entropy(z, y, smoothing=0.0):
+    y = np.eye(z.shape[-1])[y] if y.ndim < z.ndim else y
+    y = y * (1 - smoothing) + smoothing / z.shape[-1]
+    return np.array([-sum(a * np.log(p)) for a, p in zip(y, soft(z))])
+
+
+def slow_focal(z, y, gamma=2.0):
+    p = soft(z)[np.arange(len(y)), y]
+    return -((1 - p) ** gamma) * np.log(p)
+
+
+def slow_binary(z, y):
+    p = 1 / (1 + np.exp(-z))
+    return -(y * np.log(p) + (1 - y) * np.log(1 - p))
+
+
+def slow_multiclass_hinge(z, y):
+    return np.array(
+        [max(0, 1 + max(np.delete(row, k)) - row[k]) for row, k in zip(z, y, strict=True)]
+    )
+
+
+def slow_kl(z, t):
+    p, q = soft(z), soft(t)
+    return np.array([sum(b * (np.log(b) - np.log(a))) for a, b in zip(p, q)])
+
+
+def inputs(kind, dtype=np.float32, seed=0):
+    """(outputs, targets) of one kind; the same numbers for the same seed."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(B, C))
+    made = {
+        "integer": (z, rng.integers(0, C, B)),
+        "soft": (z, rng.dirichlet(np.ones(C), B).astype(dtype)),
+        "bits": (z[:, 0], rng.integers(0, 2, B)),
+        "odds": (z[:, 0], rng.uniform(size=B).astype(dtype)),
+        "pair": (z, rng.normal(size=(B, C)).astype(dtype)),
+    }
+    outputs, targets = made[kind]
+    return outputs.astype(dtype), targets
+
+
+def with_knobs(f, **knobs):
+    return lambda a, b: f(a, b, **knobs)
+
+
+TABLE = {
+    "cross_entropy": (losses.cross_entropy, slow_cross_entropy, "integer"),
+    "cross_entropy soft": (losses.cross_entropy, slow_cross_entropy, "soft"),
+    "cross_entropy smoothed": (
+        with_knobs(losses.cross_entropy, smoothing=0.3),
+        with_knobs(slow_cross_entropy, smoothing=0.3),
+        "integer",
+    ),
+    "cross_entropy soft smoothed": (
+        with_knobs(losses.cross_entropy, smoothing=0.3),
+        with_knobs(slow_cross_entropy, smoothing=0.3),
+        "soft",
+    ),
+    "focal": (losses.focal, slow_focal, "integer"),
+    "focal half": (
+        with_knobs(losses.focal, gamma=0.5),
+        with_knobs(slow_focal, gamma=0.5),
+        "integer",
+    ),
+    "binary": (losses.binary, slow_binary, "bits"),
+    "binary soft": (losses.binary, slow_binary, "odds"),
+    "hinge": (losses.hinge, lambda z, y: np.maximum(0, 1 - (2 * y - 1) * z), "bits"),
+    "multiclass_hinge": (losses.multiclass_hinge, slow_multiclass_hinge, "integer"),
+    "kl": (losses.kl, slow_kl, "pair"),
+}
+rows = pytest.mark.parametrize("f, slow, kind", TABLE.values(), ids=TABLE)
+
+
+@rows
+def test_definition(f, slow, kind):
+    for seed in range(3):
+        z, y = inputs(kind, seed=seed)
+        out = f(jnp.asarray(z), y)
+        assert out.shape == (B,)
+        assert out.dtype == jnp.float32
+        np.testing.assert_allclose(
+            out, slow(z.astype(np.float64), np.asarray(y)), rtol=1e-5, atol=1e-6
+        )
+
+
+@rows
+def test_gradient_is_the_finite_difference(f, slow, kind):
+    z, y = inputs(kind, np.float64)
+    with double():
+        got = jax.grad(lambda x: f(x, y).sum())(jnp.asarray(z))
+        assert got.dtype == jnp.float64
+    eps, want = 1e-6, np.zeros_like(z)
+    for i in np.ndindex(z.shape):
+        step = np.zeros_like(z)
+        step[i] = eps
+        want[i] = (slow(z + step, y).sum() - slow(z - step, y).sum()) / (2 * eps)
+    np.testing.assert_allclose(got, want, atol=1e-8)  # the error of the difference is ~1e-9
+
+
+@rows
+def test_jit_vmap_and_float64(f, slow, kind):
+    z, y = inputs(kind)
+    z, y = jnp.asarray(z), jnp.asarray(y)
+    np.testing.assert_allclose(jax.jit(f)(z, y), f(z, y), rtol=1e-6, atol=1e-7)
+    pairs = jnp.stack([z, z[::-1]]), jnp.stack([y, y])
+    loop = jnp.stack([f(a, b) for a, b in zip(*pairs)])
+    np.testing.assert_allclose(jax.vmap(f)(*pairs), loop, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(f(z[:1], y[:1]), f(z, y)[:1], rtol=1e-6, atol=1e-7)
+    with double():
+        z, y = inputs(kind, np.float64)
+        out = f(jnp.asarray(z), jnp.asarray(y))
+        assert out.dtype == jnp.float64
+        np.testing.assert_allclose(out, slow(z, y), rtol=1e-12)
+
+
+@rows
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("size", [0.0, 1e4, -1e4])
+def test_finite_at_extremes(f, slow, kind, size, dtype):
+    z, y = inputs(kind)
+    for pattern in (
+        np.full_like(z, size),
+        np.where(np.arange(z.size).reshape(z.shape) % 2, size, 0),
+    ):
+        x = jnp.asarray(pattern).astype(dtype)
+        y = jnp.asarray(y)
+        for one in (lambda x: f(x, y), lambda x: f(x, x if kind == "pair" else y)):  # noqa: B023
+            out, grad = one(x), jax.grad(lambda x: one(x).sum())(x)  # noqa: B023
+            assert out.dtype == jnp.float32
+            assert jnp.isfinite(out).all()
+            assert jnp.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("f", INTEGER)
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.int8, jnp.uint8])
+def test_wrong_labels_are_nan_in_value_and_gradient(f, dtype):
+    z = jnp.asarray(inputs("integer")[0])
+    wrong = [C, 100] if dtype == jnp.uint8 else [C, -1, -100]
+    y = jnp.array([0, 1, *wrong] + [3] * (B - 2 - len(wrong)), dtype)
+    bad = jnp.array([i in range(2, 2 + len(wrong)) for i in range(B)])
+    value = jax.jit(f)(z, y)
+    grad = jax.jit(jax.grad(lambda z, y: f(z, y).sum()))(z, y)
+    assert (jnp.isnan(value) == bad).all()
+    assert (jnp.isnan(grad) == bad[:, None]).all()
+    right = f(z, jnp.where(bad, 0, y.astype(jnp.int32)))
+    np.testing.assert_array_equal(value[~bad], right[~bad])
+
+
+@pytest.mark.parametrize("f", INTEGER)
+def test_a_mask_hides_wrong_labels_from_value_and_gradient(f):
+    z, mask = jnp.asarray(inputs("integer")[0]), jnp.array([1, 1, 0, 1, 0, 1])
+
+    def loss(z, y):
+        return Mean.of(f(z, y), mask).value
+
+    y = jnp.array([0, 1, 2, 3, 0, 1])
+    wrong = jnp.array([0, 1, -100, 3, C, 1])
+    a, b = (jax.jit(jax.value_and_grad(loss))(z, labels) for labels in (y, wrong))
+    np.testing.assert_array_equal(a[0], b[0])
+    np.testing.assert_array_equal(a[1], b[1])
+    assert jnp.isnan(jax.jit(loss)(z, wrong.at[0].set(-1)))
+
+
+@pytest.mark.parametrize("f", [losses.binary, losses.hinge])
+@pytest.mark.parametrize("wrong", [-1.0, 2.0, np.nan])
+@pytest.mark.parametrize("score", [0.0, 3.0, -3.0])
+def test_wrong_binary_labels_are_nan(f, wrong, score):
+    z, y = jnp.full(3, score), jnp.array([0.0, wrong, 1.0])
+    bad = jnp.array([False, True, False])
+    grad = jax.jit(jax.grad(lambda z, y: f(z, y).sum()))(z, y)
+    assert (jnp.isnan(jax.jit(f)(z, y)) == bad).all()
+    assert (jnp.isnan(grad) == bad).all() or score == 0  # 0 * NaN is NaN too
+    masked = jax.jit(jax.grad(lambda z, y: Mean.of(f(z, y), ~bad).value))(z, y)
+    assert jnp.isfinite(masked).all()
+
+
+def test_token_losses_are_the_flattened_ones():
+    rng = np.random.default_rng(0)
+    z = jnp.asarray(rng.normal(size=(2, 5, C)).astype(np.float32))
+    y = jnp.asarray(rng.integers(0, C, (2, 5)))
+    for f in INTEGER:
+        flat = f(z.reshape(10, C), y.reshape(10))
+        np.testing.assert_allclose(f(z, y), flat.reshape(2, 5), rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.kl(z, 2 * z), losses.kl(z.reshape(10, C), 2 * z.reshape(10, C)).reshape(2, 5)
+    )
+
+
+def test_limits():
+    z, y = inputs("integer")
+    z = jnp.asarray(z)
+    plain = losses.cross_entropy(z, y)
+    np.testing.assert_allclose(losses.focal(z, y, gamma=0.0), plain, rtol=1e-6)
+    np.testing.assert_array_equal(losses.cross_entropy(z, y, smoothing=0), plain)
+    one_hot = losses.cross_entropy(z, np.eye(C, dtype=np.float32)[y])
+    np.testing.assert_allclose(one_hot, plain, rtol=1e-6)
+    np.testing.assert_allclose(losses.kl(z, z), np.zeros(B), atol=1e-7)
+    np.testing.assert_array_equal(losses.cross_entropy(z[:, :1], y * 0), np.zeros(B))
+    assert losses.cross_entropy(z[:0], y[:0]).shape == (0,)
+    two = jnp.stack([jnp.zeros(B), z[:, 0]], -1)
+    np.testing.assert_allclose(
+        losses.binary(z[:, 0], y % 2), losses.cross_entropy(two, y % 2), 1e-5
+    )
+    np.testing.assert_array_equal(losses.binary(z[:, 0], y % 2 == 1), losses.binary(z[:, 0], y % 2))
+    smoothed = jax.jit(lambda s: losses.cross_entropy(z, y, smoothing=s))  # a knob may be traced
+    np.testing.assert_allclose(smoothed(0.1), losses.cross_entropy(z, y, smoothing=0.1), rtol=1e-6)
+    fading = jax.jit(lambda g: losses.focal(z, y, gamma=g))
+    np.testing.assert_allclose(fading(2.0), losses.focal(z, y), rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_gradient_is_finite_at_certainty(gamma):
+    z = jnp.array([[200.0, 0.0], [0.0, 200.0], [20.0, 0.0]])
+    grad = jax.grad(lambda z: losses.focal(z, jnp.zeros(3, int), gamma=gamma).sum())(z)
+    assert jnp.isfinite(grad).all()
+    np.testing.assert_array_equal(grad[0], [0, 0])
+
+
+def test_classes_ruled_out_by_minus_infinity():
+    z, inf = jnp.array([[1.0, 2.0, -jnp.inf]]), float("inf")
+    want = losses.cross_entropy(z[:, :2], jnp.array([0]))
+    for y in (jnp.array([0]), jnp.array([[1.0, 0.0, 0.0]])):
+        value, grad = jax.value_and_grad(lambda z: losses.cross_entropy(z, y)[0])(z)  # noqa: B023
+        np.testing.assert_allclose(value, want[0], rtol=1e-6)
+        assert jnp.isfinite(grad).all()
+    assert losses.cross_entropy(z, jnp.array([2]))[0] == inf
+    grad = jax.grad(lambda z: losses.kl(z, z[:, ::1])[0])(z)
+    assert jnp.isfinite(grad).all()
+    assert losses.kl(z, jnp.zeros((1, 3)))[0] == inf
+
+
+def test_soft_labels_have_the_right_gradient_at_zero():
+    z, y = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0]])
+    grad = jax.grad(lambda y: losses.cross_entropy(z, y)[0])(y)
+    np.testing.assert_allclose(grad, -jax.nn.log_softmax(z), rtol=1e-6)
+
+
+Z = np.zeros((4, 3), np.float32)
+
+
+@pytest.mark.parametrize("f", INTEGER)
+def test_errors_of_integer_labels(f):
+    y = np.array([0, 1, 2, 1])
+    with pytest.raises(
+        ValueError, match=r"labels run from 1 to 3, .* 3 classes \(0..2\); subtract"
+    ):
+        f(Z, y + 1)
+    with pytest.raises(ValueError, match=r"labels run from -1 to 1.*widen the last layer"):
+        f(Z, jnp.asarray(y - 1))
+    with pytest.raises(ValueError, match=r"\(4, 1\), expected \(4,\).*\(4, 3\).*labels\[:, 0\]"):
+        f(Z, y[:, None])
+    with pytest.raises(ValueError, match=r"\(2,\), expected \(4,\).*\(4, 3\)"):
+        f(Z, y[:2])
+    with pytest.raises(ValueError, match=r"labels has shape \(4, 3\).*astype\(jnp.float32\)"):
+        f(Z, np.zeros((4, 3), int))
+    with pytest.raises(ValueError, match=r"\(4,\), expected \(\).*losses.binary"):
+        f(Z[:, 0], y)
+    with pytest.raises(TypeError, match=r"labels is float32 .*\(4,\).*integers.*astype\(int\)"):
+        f(Z, y.astype(np.float32))
+    with pytest.raises(TypeError, match=r"labels is bool"):
+        f(Z, y > 0)
+    with pytest.raises(TypeError, match=r"logits is int32.*astype\(jnp.float32\)"):
+        f(Z.astype(np.int32), y)
+
+
+def test_errors_of_soft_labels_and_knobs():
+    y = np.zeros(4, int)
+    with pytest.raises(TypeError, match=r"soft floats \(4, 3\).*one_hot.*losses.mse"):
+        losses.cross_entropy(Z, y.astype(np.float32))
+    with pytest.raises(ValueError, match=r"\(4, 2\), but logits has shape \(4, 3\).*same shape"):
+        losses.cross_entropy(Z, Z[:, :2])
+    with pytest.raises(ValueError, match=r"\(4, 1\).*labels\[:, 0\].astype\(int\)"):
+        losses.cross_entropy(Z, Z[:, :1])
+    for wrong in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=rf"smoothing is {wrong}, expected 0 <= smoothing < 1"):
+            losses.cross_entropy(Z, y, smoothing=wrong)
+    with pytest.raises(ValueError, match=r"gamma is -1, expected 0 <= gamma.*0 switches it off"):
+        losses.focal(Z, y, gamma=-1)
+    with pytest.raises(ValueError, match=r"\(4, 3\).*\(4, 2\).*same shape"):
+        losses.kl(Z, Z[:, :2])
+    with pytest.raises(ValueError, match=r"logits has shape \(\)"):
+        losses.kl(np.float32(0), np.float32(0))
+    with pytest.raises(TypeError, match=r"target_logits is int"):
+        losses.kl(Z, y)
+
+
+@pytest.mark.parametrize("f, name", [(losses.binary, "logits"), (losses.hinge, "scores")])
+def test_errors_of_binary_labels(f, name):
+    z, y = Z[:, 0], np.array([0, 1, 0, 1])
+    with pytest.raises(ValueError, match=rf"{name}.*\(4, 1\).*\(4,\).*squeeze with {name}\[:, 0\]"):
+        f(z[:, None], y)
+    with pytest.raises(ValueError, match=r"\(4,\).*\(4, 1\).*squeeze with labels\[:, 0\]"):
+        f(z, y[:, None])
+    with pytest.raises(ValueError, match=r"labels run from -1 to 1, expected.*\(labels \+ 1\)"):
+        f(z, 2 * y - 1)
+    with pytest.raises(ValueError, match=r"labels run from 0.0 to 1.5"):
+        f(z, y * 1.5)
+    with pytest.raises(TypeError, match=rf"{name} is int"):
+        f(y, y)

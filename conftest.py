@@ -16,6 +16,12 @@ os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(os.environ["NNKIT_CACHE"])
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# A package whose function has the name of its file (data.tfds) must be whole before pytest imports
+# the file by itself, else the module takes the place of the function.
+import nnkit.cli  # noqa: E402
+import nnkit.data  # noqa: E402
+import nnkit.loop  # noqa: E402
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-__all__ = ["Background"]
+__all__: list[str] = []  # for this package only
 
 _pending: set[Background] = set()  # running, or failed and not yet reported
 _hooked: list[bool] = []

@@ -15,6 +15,8 @@ from nnkit.checkpoint.values import data_position, json_value, number, numbers, 
 
 __all__ = ["Checkpoints", "Restored"]
 
+_ABSENT = "no checkpoint in {}; save one first, or give another folder"
+
 
 class Restored(NamedTuple):
     """What a checkpoint held.
@@ -83,9 +85,9 @@ class Checkpoints:
     def save(self, step: int, state, *, position=0, meta=None, metrics=None) -> None:
         """Copies the state and starts to write it; returns before it is on disk.
 
-        The state may be donated as soon as this returns. Errors of files and disks come at the
-        next `save`, `wait` or `close`. A step that is there already is left as it is if it holds
-        the same bits and position; a damaged one is moved aside.
+        The state may be donated at once. Errors of disks come at the next `save`, `wait` or
+        `close`. A step that is there already stays if it holds the same bits and position; a
+        damaged one is moved aside.
 
         Args:
           step: number of the step, from 0.
@@ -127,7 +129,7 @@ class Checkpoints:
         """Returns once the save in flight is committed.
 
         Raises:
-          RuntimeError: if it failed; raised once, chained to the cause.
+          RuntimeError: if it failed; once, chained to the cause.
 
         >>> Checkpoints("no such folder").wait()
         """
@@ -200,8 +202,8 @@ class Checkpoints:
           A dict.
 
         Raises:
-          FileNotFoundError: if there is no such checkpoint.
-          CorruptCheckpoint: if its manifest is damaged.
+          FileNotFoundError: if there is none.
+          CorruptCheckpoint: if it is damaged.
 
         >>> Checkpoints("no such folder").info()
         Traceback (most recent call last):
@@ -213,16 +215,15 @@ class Checkpoints:
         return body | {"metrics": {k: number(x) for k, x in body["metrics"].items()}}
 
     def restore(self, target, step: int | None = None) -> Restored:
-        """A checkpoint, every file and leaf of which is checked first; never cast, never partial.
+        """A checkpoint, every file and leaf of it checked; never cast, never partial.
 
         Args:
           target: a tree of arrays [...] or `jax.ShapeDtypeStruct`s (with shardings, if wanted) of
             the same paths, shapes and dtypes; every leaf is placed like its target.
-          step: the step wanted, strictly; None takes the newest valid one and warns of every
-            newer one that is damaged.
+          step: None takes the newest valid one, and warns of newer ones that are damaged.
 
         Returns:
-          A `Restored`: step, state, position, meta, metrics.
+          A `Restored`.
 
         Raises:
           FileNotFoundError: if there is none.
@@ -254,7 +255,7 @@ class Checkpoints:
             return restored
         if problems:
             raise CorruptCheckpoint(f"no valid checkpoint: {' | '.join(problems)}")
-        raise FileNotFoundError(self._absent())
+        raise FileNotFoundError(_ABSENT.format(self.folder))
 
     def _load(self, step: int, target) -> Restored:
         body = listing.read(self.folder, step)
@@ -283,22 +284,17 @@ class Checkpoints:
         """The step, if a checkpoint of it is there, valid or damaged."""
         valid, damaged = listing.survey(self.folder)
         if step is None or (not valid and not damaged):
-            raise FileNotFoundError(self._absent())
+            raise FileNotFoundError(_ABSENT.format(self.folder))
         if whole(step) not in valid and whole(step) not in damaged:
             raise FileNotFoundError(
                 f"no checkpoint of step {step} in {self.folder}; there are {sorted(valid)}"
             )
         return whole(step)
 
-    def _absent(self) -> str:
-        return f"no checkpoint in {self.folder}; save one first, or give another folder"
-
     def _retain(self, newest: int) -> None:
         """Deletes all but the newest and the best. Damaged ones neither count nor go."""
-        valid = {
-            k: v for k, v in listing.survey(self.folder).valid.items() if k not in self._damaged
-        }
+        found = listing.survey(self.folder).valid
+        valid = {k: body for k, body in found.items() if k not in self._damaged}
         keep = {newest, listing.best(valid, self.keep_best), *sorted(valid)[-self.keep_last :]}
-        for step in sorted(valid):
-            if step not in keep:
-                disk.retire(self._path(step))
+        for step in sorted(set(valid) - keep):
+            disk.retire(self._path(step))

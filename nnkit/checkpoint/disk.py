@@ -15,7 +15,7 @@ import numpy as np
 
 from nnkit.checkpoint import leaves, manifest
 
-__all__ = ["commit", "load", "retire", "set_aside", "sweep"]
+__all__: list[str] = []  # for this package only
 
 _OURS = re.compile(r"\.(tmp|trash)-[0-9]+(-([0-9]+))?")
 _RUN = re.compile(r"[0-9a-f]{32}\n?")

@@ -11,7 +11,7 @@ import numpy as np
 
 from nnkit.core import trees
 
-__all__ = ["blank", "difference", "encode", "place", "seal", "snapshot"]
+__all__: list[str] = []  # for this package only
 
 SCALARS = {kind.__name__: kind for kind in (bool, int, float, complex)}
 # What Orbax stores as it is; other dtypes (float8, int4 ...) travel as their bytes.

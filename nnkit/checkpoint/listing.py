@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from nnkit.checkpoint import disk, leaves, manifest
 from nnkit.checkpoint.values import number
 
-__all__ = ["Survey", "best", "read", "survey", "taken"]
+__all__: list[str] = []  # for this package only
 
 
 class Survey(NamedTuple):

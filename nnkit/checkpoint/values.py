@@ -7,7 +7,7 @@ import math
 import operator
 from typing import Any
 
-__all__ = ["data_position", "json_value", "number", "numbers", "whole"]
+__all__: list[str] = []  # for this package only
 
 
 def whole(step) -> int:

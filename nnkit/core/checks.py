@@ -94,6 +94,8 @@ def positive(**numbers) -> None:
         if isinstance(x, str):
             raise TypeError(f"{name} is the string {x!r}, expected a number: write {name}={x}")
         known = concrete(x)
+        if known is not None and known.dtype.kind in "OSUcmM":
+            raise TypeError(f"{name} is {x!r:.60}, expected a number > 0")
         if known is None or np.all(np.isfinite(known) & (known > 0)):
             continue
         bad = known[~(np.isfinite(known) & (known > 0))].ravel()[0] if known.ndim else known

@@ -13,7 +13,7 @@ import numpy as np
 from nnkit.core.keys import seed as checked_seed
 from nnkit.data.ahead import stack
 from nnkit.data.report import corners, fingerprint, report, text
-from nnkit.data.sources import Part, order
+from nnkit.data.sources import Part, order, same_shape
 
 __all__ = ["Batches", "Grouped"]
 
@@ -144,19 +144,11 @@ class Batches:
         """The examples `rows` [m], padded to the batch size."""
         size = self.batch_size if size is None else size
         batch = self.source.take(rows)
-        for name, spec in self._rows.items():
-            array = batch[name]
-            if array.shape != (len(rows), *spec.shape) or array.dtype != spec.dtype:
-                raise ValueError(
-                    f"{name} of {self.name} is {array.dtype}{list(array.shape)} at rows "
-                    f"{rows[:3].tolist()}.., expected {spec.dtype}{[len(rows), *spec.shape]} as in "
-                    "row 0; bring all examples to one shape (map=...)"
-                )
+        same_shape(batch, self._rows, rows, self.name)
         if self.masked:
             ones = np.ones(len(rows), np.float32)
             batch["mask"] = batch["mask"].astype(np.float32) if "mask" in batch else ones
-        short = size - len(rows)
-        if not short:
+        if not (short := size - len(rows)):
             return batch
         return {k: np.pad(v, [(0, short)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
 

@@ -48,7 +48,8 @@ def load(name: str) -> dict[str, np.ndarray] | None:
     True
     """
     try:
-        with np.load(_place() / f"{name}.npz", allow_pickle=False) as file:
+        with open(_place() / f"{name}.npz", "rb") as kept:
+            file = np.load(kept, allow_pickle=False)
             return {field: file[field] for field in file.files}  # zip checks a CRC of each
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None

@@ -70,7 +70,7 @@ def _digits():
     return (x[..., None], y.astype(np.int32), test), {"x": 16}
 
 
-# Section 2 and appendix of the paper: ten strokes of 12 points, one per digit.
+# The templates of the authors: ten strokes of 12 points, one per digit.
 _TEMPLATES = (
     (5, 6, 6.5, 6.75, 7, 7, 7, 7, 6.75, 6.5, 6, 5),
     (5, 3, 3, 3.4, 3.8, 4.2, 4.6, 5, 5.4, 5.8, 5, 5),

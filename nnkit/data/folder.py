@@ -56,7 +56,7 @@ def folder(
         raise FileNotFoundError(
             f"path is {str(path)!r}, which is no folder; expected <path>/<class>/*.png"
         )
-    side = (size, size) if isinstance(size, int) else tuple(size)
+    side = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(side) != 2 or not all(isinstance(s, int) and s > 0 for s in side):
         raise ValueError(f"size is {size!r}, expected a positive int or (height, width), as 32")
     if channels not in (1, 3):

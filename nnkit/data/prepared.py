@@ -34,7 +34,9 @@ def builder(name: str, data_dir: str | None = None):
         ...
     ValueError: name is '', expected the name of a data set, such as 'mnist'
     """
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.\-]*(/[\w.\-]+)?(:[\w.*]+)?", name):
+    if not isinstance(name, str) or not re.fullmatch(
+        r"\w[\w.\-]*(/\w[\w.\-+=,]*)?(:[\w.*]+)?", name
+    ):
         raise ValueError(f"name is {name!r}, expected the name of a data set, such as 'mnist'")
     import tensorflow_datasets as tfds
 

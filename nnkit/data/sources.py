@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["Memory", "Part", "Source", "order"]
+__all__ = ["Memory", "Part", "Source", "order", "same_shape"]
 
 
 class Source(Protocol):
@@ -101,3 +101,28 @@ def order(n: int, seed: int, epoch: int) -> np.ndarray:
     """
     bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(n)
     return np.argsort(bits, kind="stable")
+
+
+def same_shape(batch: Mapping[str, np.ndarray], spec: Mapping[str, Any], rows, name: str) -> None:
+    """A source must give every example in the shape and dtype of its first one.
+
+    Args:
+      batch: [m ...] by field, what the source gave for `rows`.
+      spec: shape [...] and dtype of one example, by field.
+      rows: [m] the row numbers.
+      name: of the data, for the message.
+
+    Raises:
+      ValueError: naming field, both shapes and the first rows.
+
+    >>> x = np.zeros((2, 3))
+    >>> same_shape({"x": x}, {"x": x[0]}, np.arange(2), "data")
+    """
+    for field, one in spec.items():
+        array, want = batch[field], (len(rows), *one.shape)
+        if array.shape != want or array.dtype != one.dtype:
+            raise ValueError(
+                f"{field} of {name} is {array.dtype}{list(array.shape)} at rows "
+                f"{rows[:3].tolist()}.., expected {one.dtype}{list(want)} as in row 0; "
+                "bring all examples to one shape (map=...)"
+            )

@@ -55,16 +55,7 @@ def table(
     ([[1.0, 2.0], [3.0, 4.5]], ('setosa', 'virginica'))
     """
     data = _read(path)
-    names = data.column_names
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise ValueError(f"{path} names the column {twice[0]!r} twice; rename one in the header")
-    wanted = [n for n in names if n != target] if columns is None else list(columns)
-    for name in [target, *wanted]:
-        _known(name, names, path)
-    if target in wanted:
-        raise ValueError(f"columns hold the target {target!r}, expected features only; drop it")
-    if not wanted:
-        raise ValueError(f"{path} has no column beside the target {target!r}, expected at least 1")
+    wanted = _features(data.column_names, target, columns, path)
     if data.num_rows == 0:
         raise ValueError(f"{path} has a header and 0 rows, expected at least 1; check the file")
     _complete(data.select([*wanted, target]), path)
@@ -93,6 +84,20 @@ def _read(path):
         raise ValueError(
             f"{path} cannot be read ({error}), expected CSV with a header; check that line"
         ) from error
+
+
+def _features(names: list[str], target: str, columns, path) -> list[str]:
+    """The feature columns, checked against the header."""
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"{path} names the column {twice[0]!r} twice; rename one in the header")
+    wanted = [n for n in names if n != target] if columns is None else list(columns)
+    for name in [target, *wanted]:
+        _known(name, names, path)
+    if target in wanted:
+        raise ValueError(f"columns hold the target {target!r}, expected features only; drop it")
+    if not wanted:
+        raise ValueError(f"{path} has no column beside the target {target!r}, expected at least 1")
+    return wanted
 
 
 def _known(name: str, names: list[str], path) -> None:

@@ -80,14 +80,8 @@ def tfds(
     arrays = _in_memory(records, info, name, memory)
     source = records if arrays is None else Memory(arrays, records.divisors(arrays))
     shuffle = "train" in split if shuffle is None else shuffle
-    return Batches(
-        source,
-        batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        classes=_classes(builder, records),
-        name=f"{name} {split}",
-    )
+    classes, title = _classes(builder, records), f"{name} {split}"
+    return Batches(source, batch_size, shuffle=shuffle, seed=seed, classes=classes, name=title)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

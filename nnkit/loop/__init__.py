@@ -6,5 +6,19 @@ from nnkit.loop.fitting import fit, patience
 from nnkit.loop.records import Run
 from nnkit.loop.running import Result, run
 from nnkit.loop.start import init
+from nnkit.loop.tables import interval, percent, print_table
 
-__all__ = ["Result", "Run", "check", "evaluate", "fit", "init", "patience", "predict", "run"]
+__all__ = [
+    "Result",
+    "Run",
+    "check",
+    "evaluate",
+    "fit",
+    "init",
+    "interval",
+    "patience",
+    "percent",
+    "predict",
+    "print_table",
+    "run",
+]

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 
 from nnkit.core import trees
-from nnkit.loop.evaluation import read
+from nnkit.loop.evaluation import GONE, read
 from nnkit.loop.start import inspect_batch
 from nnkit.train import Objective, gradient
+from nnkit.train.nouns import expect
 
 __all__ = ["check"]
 
@@ -40,17 +41,19 @@ def check(task: Objective, train, *, seed: int = 0) -> list[str]:
     ok  loss 0.6931 before the first step (chance among 2: 0.6931)
     ok  6 parameters; the gradient reaches all 2 tensors
     """
+    expect("check", task, Objective)
+    g = gradient(task)
     first = next(iter(train), None)
     if first is None:
-        raise ValueError("the training data gave no batch")
+        raise ValueError(f"the training data gave no batch; {GONE}")
     inspect_batch(first)
     key = jax.random.key(seed)
     for batch in [first, getattr(train, "corners", lambda: None)()]:
         if batch is not None:
-            jax.eval_shape(lambda key, batch=batch: task.init(key, batch), key)
+            shapes = jax.eval_shape(lambda key, batch=batch: task.init(key, batch), key)
+            jax.eval_shape(g.grad, *shapes, batch, key)
     lines = [_field(name, np.asarray(x)) for name, x in first.items() if name != "mask"]
     params, carry = jax.jit(task.init)(key, first)
-    g = gradient(task)
     mean, (_, metrics) = jax.jit(g.grad)(params, carry, first, jax.random.key(seed + 1))
     loss = read(jax.device_get(metrics)).get("loss", math.nan)
     if not math.isfinite(loss):

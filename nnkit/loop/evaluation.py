@@ -9,8 +9,11 @@ import numpy as np
 
 from nnkit.data import prefetch
 from nnkit.train import Objective, pair
+from nnkit.train.nouns import expect
 
 __all__ = ["evaluate", "predict"]
+
+GONE = "check the path, or whether a generator was used up"
 
 
 def evaluate(objective: Objective, batches, *, split: str = "test") -> Callable:
@@ -35,6 +38,8 @@ def evaluate(objective: Objective, batches, *, split: str = "test") -> Callable:
     4.6667
     """
 
+    expect("evaluate", objective, Objective)
+
     @jax.jit
     def one(params, carry, batch):
         return objective.loss(params, carry, batch, None)[1][1]
@@ -42,7 +47,7 @@ def evaluate(objective: Objective, batches, *, split: str = "test") -> Callable:
     def whole(params, carry):
         found = [one(params, carry, batch) for batch in prefetch(iter(batches))]
         if not found:
-            raise ValueError(f"evaluate(split={split!r}): the data gave no batch")
+            raise ValueError(f"evaluate(split={split!r}): the data gave no batch; {GONE}")
         return {"split": split, **read(*jax.device_get(found))}
 
     return whole
@@ -97,5 +102,5 @@ def predict(model, params, carry, batches) -> dict[str, np.ndarray]:
             if name not in ("x", "mask"):
                 rows.setdefault(name, []).append(np.asarray(x)[keep])
     if not rows:
-        raise ValueError("predict: the data gave no batch")
+        raise ValueError(f"predict: the data gave no batch; {GONE}")
     return {name: np.concatenate(parts) for name, parts in rows.items()}

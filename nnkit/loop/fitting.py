@@ -16,6 +16,7 @@ from nnkit.loop.progress import Progress
 from nnkit.loop.records import Run
 from nnkit.loop.start import advance, inspect_batch, no_sums
 from nnkit.train import Step
+from nnkit.train.nouns import expect
 
 __all__ = ["fit", "patience"]
 
@@ -69,9 +70,10 @@ def fit(
     >>> state.params, [round(row["loss"], 4) for row in rows]
     (Array(0.875, dtype=float32), [1.0, 0.25, 0.0625])
     """
-    steps = _count(steps, batches)
+    expect("fit", step, Step)
+    steps = updates(steps, batches)
     hooks = _hooks(every)
-    log_every = log_every or max(1, steps // 100)
+    log_every = _interval(log_every, steps)
     update, fingerprint = advance(step), getattr(batches, "fingerprint", None)
     start, rows = 0, []
     if run is not None:
@@ -132,14 +134,23 @@ def fit(
     return state, rows
 
 
-def _count(steps, batches) -> int:
+def updates(steps, batches) -> int:
+    """The number of updates, checked; None is one pass."""
     if steps is None:
         if not hasattr(batches, "__len__"):
-            raise ValueError("fit needs steps=: the length of these batches is not known")
+            raise ValueError("steps= is needed: the length of these batches is not known")
         steps = len(batches)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"fit got steps={steps!r}, expected an integer >= 1")
+        raise ValueError(f"steps={steps!r}, expected an integer >= 1")
     return steps
+
+
+def _interval(log_every, steps) -> int:
+    if log_every is None:
+        return max(1, steps // 100)
+    if isinstance(log_every, bool) or not isinstance(log_every, int) or log_every < 1:
+        raise ValueError(f"log_every={log_every!r}, expected an integer >= 1, or None")
+    return log_every
 
 
 def _hooks(every) -> list[tuple[int, Callable]]:
@@ -149,7 +160,10 @@ def _hooks(every) -> list[tuple[int, Callable]]:
             raise ValueError(f"every={{{n!r}: ...}}: expected {{steps >= 1: hook or [hooks]}}")
         for one in hook if isinstance(hook, list | tuple) else [hook]:
             if not callable(one):
-                raise TypeError(f"every={{{n}: {one!r:.60}}}: expected hook(params, carry)")
+                raise TypeError(
+                    f"every={{{n}: {one!r:.60}}}: expected hook(params, carry), such as "
+                    "nk.evaluate(task, test)"
+                )
             found.append((n, one))
     return found
 
@@ -170,7 +184,7 @@ def _finite(row, i, state) -> None:
     bad = [
         path
         for path, x in trees.paths(state)
-        if not trees.is_key(x) and x.dtype.kind == "f" and not np.isfinite(np.asarray(x)).all()
+        if jax.dtypes.issubdtype(x.dtype, np.inexact) and not np.isfinite(np.asarray(x)).all()
     ]
     where = f"first in the state at {bad[0]!r}" if bad else "the state itself is still finite"
     raise FloatingPointError(

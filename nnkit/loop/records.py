@@ -4,6 +4,7 @@
     env.json        one entry per start: commit, dirty diff, versions, devices, command
     metrics.jsonl   one JSON object per row: step, seconds, values (NaN as Python writes it)
     checkpoints/    state + data position, see nnkit.checkpoint
+    results.json    the table that the experiment ends with
     STATUS          running | done | failed: why
 """
 
@@ -25,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from nnkit.checkpoint import Checkpoints
+from nnkit.loop.tables import print_table
 
-__all__ = ["Run", "canonical", "environment"]
+__all__ = ["Run", "canonical", "claimable", "environment"]
 
 PACKAGES = "jax jaxlib flax optax orbax-checkpoint numpy".split()
 
@@ -110,6 +112,35 @@ def environment() -> dict[str, Any]:
     }
 
 
+def claimable(folder, config) -> None:
+    """Raise if a folder cannot become, or is not, the run folder of a configuration.
+
+    Args:
+      folder: a path; nothing is made there.
+      config: see `canonical`.
+
+    Raises:
+      ValueError: if it belongs to another configuration; names the fields that differ.
+      NotADirectoryError: if it is a file.
+
+    >>> claimable("no-such-folder", {"steps": 10})
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(
+            f"{folder} is a file, expected a folder for the run; give another name"
+        )
+    data, digest = canonical(config)
+    if (folder / "config.json").exists():
+        before = json.loads((folder / "config.json").read_text())
+        if before.get("hash") != digest:
+            raise ValueError(
+                f"{folder} belongs to another configuration: "
+                f"{_changes(before.get('config', {}), data)}; "
+                "use another folder, or the configuration in its config.json"
+            )
+
+
 class Run:
     """A folder that records one run, and from which the same run continues.
 
@@ -120,6 +151,7 @@ class Run:
     Args:
       folder: where; made if missing.
       config: what the run belongs to (see `canonical`).
+      experiment: name of the experiment, so that `nnkit eval` finds it again.
       save_every: steps between checkpoints; None saves at the end alone.
       keep_last: checkpoints to keep.
       keep_best: (metric, "max" or "min") of the evaluation rows: that checkpoint is kept too.
@@ -139,13 +171,22 @@ class Run:
     ValueError: ...a belongs to another configuration: steps was 10, is now 20; use another folder...
     """
 
-    def __init__(self, folder, config=None, *, save_every=None, keep_last=2, keep_best=None):
+    def __init__(
+        self,
+        folder,
+        config=None,
+        *,
+        experiment=None,
+        save_every=None,
+        keep_last=2,
+        keep_best=None,
+    ):
         if save_every is not None and (not isinstance(save_every, int) or save_every < 1):
             raise ValueError(f"save_every is {save_every!r}, expected an integer >= 1 or None")
         self.folder = Path(folder)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise NotADirectoryError(f"{self.folder} is a file, expected a folder for the run")
         self.config, self.hash = canonical({} if config is None else config)
+        claimable(self.folder, self.config)
+        self.experiment = experiment
         self.save_every = save_every
         self.folder.mkdir(parents=True, exist_ok=True)
         self._claim()
@@ -223,6 +264,11 @@ class Run:
         meta = {"config": self.hash, "data": _plain(fingerprint or {})}
         self.checkpoints.save(step, state, position=step, meta=meta, metrics=latest)
 
+    def conclude(self, table: list[Mapping]) -> None:
+        """Print a table of results, and keep it as results.json."""
+        print_table(table, title=f"{self.folder}")
+        self._write("results.json", _plain(table))
+
     def _keep_rows(self, step: int) -> list[dict]:
         rows = [row for row in self.rows() if row.get("step", 0) <= step]
         text = "".join(json.dumps(_plain(row)) + "\n" for row in rows)
@@ -230,15 +276,9 @@ class Run:
         return rows
 
     def _claim(self) -> None:
-        before = self._read("config.json")
-        if before is None:
-            self._write("config.json", {"hash": self.hash, "config": self.config})
-        elif before.get("hash") != self.hash:
-            raise ValueError(
-                f"{self.folder} belongs to another configuration: "
-                f"{_changes(before.get('config', {}), self.config)}; "
-                "use another folder, or the configuration in its config.json"
-            )
+        if self._read("config.json") is None:
+            record = {"experiment": self.experiment, "hash": self.hash, "config": self.config}
+            self._write("config.json", record)
 
     def _read(self, name: str):
         path = self.folder / name

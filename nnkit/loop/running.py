@@ -13,10 +13,11 @@ from nnkit.core.checks import positive
 from nnkit.core.keys import seed as checked
 from nnkit.loop.checking import check
 from nnkit.loop.evaluation import evaluate
-from nnkit.loop.fitting import fit
-from nnkit.loop.records import Run
+from nnkit.loop.fitting import fit, updates
+from nnkit.loop.records import Run, claimable
 from nnkit.loop.start import init
 from nnkit.train import Objective, gradient, step
+from nnkit.train.nouns import expect
 
 __all__ = ["Result", "run"]
 
@@ -77,15 +78,19 @@ def run(
     >>> result.rows[-1]["accuracy"] > 0.9
     True
     """
+    expect("run", task, Objective)
     positive(learning_rate=learning_rate)
+    steps = updates(steps, train)
+    schedule = optax.cosine_decay_schedule(learning_rate, steps)
+    move = step(gradient(task), optax.adamw(schedule) if tx is None else tx)
+    config = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "tx": str(tx is None)}
+    if folder is not None:
+        claimable(folder, config)
     for line in check(task, train, seed=checked(seed)):
         if progress is not False:
             print(line)
-    schedule = optax.cosine_decay_schedule(learning_rate, steps)
-    move = step(gradient(task), optax.adamw(schedule) if tx is None else tx)
     state = init(move, jax.random.key(seed), next(iter(train)))
     every = {max(1, steps // 10): evaluate(task, test)} if test is not None else None
-    config = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "tx": str(tx is None)}
     with contextlib.ExitStack() as stack:
         record = None
         if folder is not None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from nnkit.core import means, trees
 from nnkit.train import Step
+from nnkit.train.nouns import expect
 
 __all__ = ["init"]
 
@@ -37,8 +38,7 @@ def init(step: Step, key, batch):
     >>> init(nk.step(nk.gradient(task), optax.sgd(0.5)), jax.random.key(0), batch).params
     Array(0., dtype=float32)
     """
-    if not isinstance(step, Step):
-        raise TypeError(f"init got {type(step).__name__}, expected a Step: nk.step(gradient, tx)")
+    expect("init", step, Step)
     if not trees.is_key(key):
         raise TypeError(f"key is {key!r:.60}, expected a typed key: jax.random.key(seed)")
     inspect_batch(batch)
@@ -52,27 +52,38 @@ def init(step: Step, key, batch):
 def inspect_batch(batch) -> None:
     """Raise if a batch of host arrays [b ...] cannot be right, whatever the model."""
     if not isinstance(batch, Mapping) or not batch:
-        raise TypeError(f"a batch is {type(batch).__name__}, expected a mapping of arrays [b ...]")
+        raise TypeError(
+            f"a batch is {type(batch).__name__}, expected a mapping of arrays [b ...] such as "
+            '{"x": ..., "y": ...}'
+        )
     sizes = {}
     for name, leaf in trees.paths(batch):
         x = np.asarray(leaf)
         if x.dtype.kind not in "biufcV":  # V: bfloat16 and its kin
             raise TypeError(f"batch[{name!r}] has dtype {x.dtype}, expected numbers: encode it")
         if not x.ndim:
-            raise ValueError(f"batch[{name!r}] is a scalar, expected a leading batch axis [b ...]")
+            raise ValueError(
+                f"batch[{name!r}] is a scalar, expected a leading batch axis [b ...]: np.full(b, value)"
+            )
         sizes[name] = x.shape[0]
-        if x.dtype.kind == "f" and not np.isfinite(x).all():
+        if jax.dtypes.issubdtype(x.dtype, np.inexact) and not np.isfinite(x).all():
             rows = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
             raise ValueError(
                 f"batch[{name!r}] has {len(rows)} rows with NaN or infinity, the first is row "
                 f"{rows[0]}; drop them, or fill them in"
             )
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"the fields of a batch differ in length: {sizes}")
+        raise ValueError(
+            f"the fields of a batch differ in length: {sizes}; cut or complete one of them"
+        )
     if not next(iter(sizes.values())):
-        raise ValueError(f"the batch is empty: {sizes}")
+        raise ValueError(f"the batch is empty: {sizes}; drop empty batches, they teach nothing")
     if "mask" in batch and not np.asarray(batch["mask"]).any():
-        raise ValueError("every example of the batch is masked out: there is nothing to learn from")
+        n = len(batch["mask"])
+        raise ValueError(
+            f"batch['mask'] is 0 for all {n} examples: all are masked out, there is nothing to learn "
+            "from; drop such batches"
+        )
 
 
 @functools.lru_cache(maxsize=64)
@@ -88,5 +99,12 @@ def advance(step: Step):
 
 def no_sums(step: Step, state, batch):
     """Zeros of the form of the metrics of one update."""
-    shapes = jax.eval_shape(step.update, state, batch)[1]
+    try:
+        shapes = jax.eval_shape(step.update, state, batch)[1]
+    except Exception as error:
+        error.add_note(
+            "this happened in the first update: if it is the state of another step, "
+            "make it by nk.init(step, key, batch); if the batch differs from that of init, mend it"
+        )
+        raise
     return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)

@@ -158,7 +158,7 @@ def hinge(scores, labels):
         )
     labels = jnp.asarray(labels).astype(scores.dtype)
     bad = ~((labels == 0) | (labels == 1))
-    loss = optax.hinge_loss(scores, 2 * labels - 1)
+    loss = optax.hinge_loss(scores, jnp.where(bad, 0, 2 * labels - 1))
     return spoil(jnp.where(bad, scores, loss), bad)  # scores: a slope that is never cut off
 
 

@@ -124,6 +124,10 @@ def ece(table):
 
     Guo et al., arXiv:1706.04599, eq. 3.
     """
-    dims("... bins 3", table=table)
+    if dims("... bins k", table=table).k != 3:
+        raise ValueError(
+            f"table has shape {jnp.shape(table)}, expected (... bins 3): count, confidence and "
+            "correct; take the mean of `calibration` over the examples"
+        )
     table = real("table", table)
     return jnp.abs(table[..., 2] - table[..., 1]).sum(-1) / table[..., 0].sum(-1)

@@ -48,7 +48,7 @@ def accuracy(logits, labels):
 
     Fawcett, An introduction to ROC analysis, 2006, figure 1.
     """
-    if np.ndim(logits) == 1:
+    if np.ndim(logits) == 1 and np.ndim(labels):
         logits, true, bad = binary("logits", logits, labels)
         right = ((logits > 0) == true) & ~jnp.isnan(logits)
         return or_nan(right.astype(jnp.float32), bad)

@@ -55,8 +55,8 @@ def masked(labels, mask):
     both = concrete(labels), concrete(mask)
     if both[0] is None or both[1] is None:
         labels = jnp.asarray(labels)
-        mask = jnp.asarray(mask).reshape((-1,) + (1,) * (labels.ndim - 1))
-        return jnp.where(mask == 0, jnp.zeros_like(labels), labels)
+        kept = jnp.asarray(mask).astype(bool).reshape((-1,) + (1,) * (labels.ndim - 1))
+        return jnp.where(kept, labels, jnp.zeros_like(labels))
     wide = both[1].reshape((-1,) + (1,) * (both[0].ndim - 1))
     return np.where(wide == 0, np.zeros_like(both[0]), both[0])
 
@@ -72,6 +72,7 @@ def binary(name, scores, labels):
             "example; (labels + 1) // 2 turns -1 and 1 into them, more classes need logits [b c]"
         )
     labels = jnp.asarray(labels)
+    labels = labels.astype(jnp.int32) if labels.dtype == bool else labels
     return scores, labels == 1, ~((labels == 0) | (labels == 1))
 
 

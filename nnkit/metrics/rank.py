@@ -33,8 +33,8 @@ def roc_auc(scores, labels, *, mask=None):
 
     Hanley and McNeil, The meaning and use of the area under a ROC curve, 1982.
     """
-    _both(labels, mask, "roc_auc", (0, 1))
     scores, up, down, bad = _sorted(scores, labels, mask)
+    _both(labels, mask, "roc_auc", (0, 1))
     below, upto = _sums(scores, down)
     share = (below + upto) / 2 / down.sum()  # of the negatives that stand below each score
     return or_nan((up * share).sum() / up.sum(), bad)
@@ -63,8 +63,8 @@ def average_precision(scores, labels, *, mask=None):
 
     Manning, Raghavan and Schütze, Introduction to Information Retrieval, 2008, section 8.4.
     """
-    _both(labels, mask, "average_precision", (1,))
     scores, up, down, bad = _sorted(scores, labels, mask)
+    _both(labels, mask, "average_precision", (1,))
     hits = up.sum() - _sums(scores, up)[0]
     false = down.sum() - _sums(scores, down)[0]
     some = up > 0

@@ -12,6 +12,7 @@ import optax
 from nnkit.core import trees
 from nnkit.core.checks import positive
 from nnkit.core.means import Mean, add, scalar
+from nnkit.train.nouns import expect
 from nnkit.train.objectives import Objective
 
 __all__ = ["Gradient", "accumulate", "clipped", "gradient", "per_example", "sam"]
@@ -58,6 +59,8 @@ def gradient(objective: Objective) -> Gradient:
     >>> gradient(task).grad(jnp.float32(0), {}, {"x": jnp.array([1.0, 3.0])}, None)[0].value
     Array(-4., dtype=float32)
     """
+
+    expect("gradient", objective, Objective)
 
     def grad(params, carry, batch, key):
         for path, x in trees.paths(params):
@@ -119,6 +122,7 @@ def accumulate(g: Gradient, n: int) -> Gradient:
     >>> accumulate(g, 3).grad(jnp.float32(1), {}, batch, None)[0].value
     Array(2.5, dtype=float32)
     """
+    expect("accumulate", g, Gradient)
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"accumulate(n={n!r}): expected an integer >= 1")
     if n == 1:
@@ -183,6 +187,7 @@ def clipped(g: Gradient, norm) -> Gradient:
 
     Pascanu et al., arXiv:1211.5063, algorithm 1.
     """
+    expect("clipped", g, Gradient)
     if norm != float("inf") if isinstance(norm, float) else True:
         positive(norm=norm)
 
@@ -223,6 +228,8 @@ def sam(g: Gradient, rho=0.05) -> Gradient:
 
     Foret et al., arXiv:2010.01412, eq. 2 and 3.
     """
+
+    expect("sam", g, Gradient)
 
     def grad(params, carry, batch, key):
         again = None if key is None else jax.random.clone(key)  # the same dropout at both points
@@ -267,6 +274,7 @@ def per_example(objective: Objective, clip, noise=0.0, *, microbatch: int | None
 
     Abadi et al., arXiv:1607.00133, algorithm 1.
     """
+    expect("per_example", objective, Objective)
     if not (isinstance(clip, float) and clip == float("inf")):
         positive(clip=clip)
     if isinstance(noise, int | float) and not 0 <= noise < float("inf"):

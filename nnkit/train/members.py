@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnkit.core import checks, trees
+from nnkit.train.nouns import expect
 from nnkit.train.steps import Step
 
 __all__ = ["ensemble", "in_turn", "product", "sweep", "unrolled"]
@@ -78,6 +79,7 @@ def ensemble(inner: Step, n: int, *, each: Callable = jax.vmap) -> Step:
 
     Lakshminarayanan et al., arXiv:1612.01474, algorithm 1.
     """
+    expect("ensemble", inner, Step)
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"ensemble(n={n!r}): expected an integer >= 1")
 

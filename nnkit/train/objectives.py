@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from nnkit.core import keys, trees
 from nnkit.core.checks import concrete
 from nnkit.core.means import Mean
+from nnkit.train.nouns import expect
 
 __all__ = [
     "Objective",
@@ -237,6 +238,7 @@ def half(objective: Objective, dtype=jnp.bfloat16, *, keep=("y", "mask")) -> Obj
 
     Kalamkar et al., arXiv:1905.12322; Micikevicius et al., arXiv:1710.03740, section 3.1.
     """
+    expect("half", objective, Objective)
     dtype = jnp.dtype(dtype)
     if dtype == jnp.float16 or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"half(dtype={dtype}): expected bfloat16, which needs no loss scale")
@@ -271,6 +273,8 @@ def penalised(objective: Objective, penalty: Callable, coefficient=1.0) -> Objec
     1.0
     """
 
+    expect("penalised", objective, Objective)
+
     def loss(params, carry, batch, key):
         mean, (carry, metrics) = objective.loss(params, carry, batch, key)
         extra = jnp.asarray(coefficient * penalty(params)).astype(mean.weight.dtype)
@@ -302,6 +306,8 @@ def frozen(objective: Objective, trainable: Callable[[str], bool]) -> Objective:
     >>> [path for path, _ in nk.trees.paths(params)]
     ['layers_1/bias', 'layers_1/kernel']
     """
+
+    expect("frozen", objective, Objective)
 
     def init(key, batch):
         params, carry = objective.init(key, batch)
@@ -343,6 +349,8 @@ def adapt(objective: Objective, params, carry=None, *, fresh=lambda path: False)
     >>> task.init(jax.random.key(0), {"x": jnp.ones((1, 3)), "y": jnp.ones(1)})[0]["kernel"].sum()
     Array(6., dtype=float32)
     """
+
+    expect("adapt", objective, Objective)
 
     def init(key, batch):
         own, own_carry = objective.init(key, batch)
@@ -386,6 +394,8 @@ def stacked(objective: Objective) -> Objective:
     >>> stacked(one).loss(jnp.array([1.0, 2.0]), {}, {"x": jnp.ones(3)}, None)[0].value
     Array([1., 2.], dtype=float32)
     """
+
+    expect("stacked", objective, Objective)
 
     def init(key, batch):
         raise TypeError(

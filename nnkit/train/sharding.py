@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nnkit.core import trees
 from nnkit.parallel import rules
+from nnkit.train.nouns import expect
 from nnkit.train.steps import Step
 
 __all__ = ["shard"]
@@ -48,6 +49,7 @@ def shard(
     >>> float(state.params), len(state.params.sharding.device_set)
     (3.5, 4)
     """
+    expect("shard", inner, Step)
     named = [a for part in batch if part for a in (part if isinstance(part, tuple) else (part,))]
     unknown = [a for a in named if a not in mesh.axis_names]
     if unknown:

@@ -13,6 +13,7 @@ import optax
 from nnkit.core import keys, trees
 from nnkit.core.means import scalar
 from nnkit.train.gradients import Gradient
+from nnkit.train.nouns import expect
 
 __all__ = ["Step", "ema", "repeat", "seeded", "skip_nonfinite", "step"]
 
@@ -145,6 +146,7 @@ def ema(inner: Step, decay) -> Step:
 
     Polyak & Juditsky 1992, doi:10.1137/0330046; Tarvainen & Valpola, arXiv:1703.01780, eq. 2.
     """
+    expect("ema", inner, Step)
     if isinstance(decay, int | float) and not 0 <= decay < 1:
         raise ValueError(f"ema(decay={decay}): expected 0 <= decay < 1; 0.999 is usual")
 
@@ -188,15 +190,22 @@ def skip_nonfinite(inner: Step) -> Step:
     (Array(0., dtype=float32), Array(0, dtype=int32), Array(1., dtype=float32))
     """
 
+    expect("skip_nonfinite", inner, Step)
+
     def update(state, batch):
         new, metrics = inner.update(state, batch)
         floats = [x for x in jax.tree.leaves((new, metrics)) if jnp.issubdtype(x.dtype, jnp.inexact)]
         fine = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floats]))
-        state = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)
+        state = jax.tree.map(lambda a, b: jnp.where(fine, a, _again(b)), new, state)
         metrics = jax.tree.map(lambda m: jnp.where(fine, m, jnp.zeros_like(m)), metrics)
         return state, {**metrics, "skipped": scalar(~fine)}
 
     return inner._replace(update=update)
+
+
+def _again(x):
+    """The leaf [...]; a key is cloned, so that having both in hand is no reuse."""
+    return jax.random.clone(x) if trees.is_key(x) else x
 
 
 def repeat(inner: Step) -> Step:
@@ -220,6 +229,8 @@ def repeat(inner: Step) -> Step:
     >>> state.params, state.count
     (Array(0.875, dtype=float32), Array(3, dtype=int32))
     """
+
+    expect("repeat", inner, Step)
 
     def init(key, batches):
         _steps(batches)
@@ -257,6 +268,7 @@ def seeded(inner: Step, seed) -> Step:
     >>> a.init(jax.random.key(0), batch).params == b.init(jax.random.key(0), batch).params
     Array(False, dtype=bool)
     """
+    expect("seeded", inner, Step)
     if isinstance(seed, int):
         seed = keys.seed(seed)
 

@@ -97,7 +97,7 @@ TABLE = {
     "multiclass_hinge": (losses.multiclass_hinge, slow_multiclass_hinge, "integer"),
     "kl": (losses.kl, slow_kl, "pair"),
 }
-rows = pytest.mark.parametrize("f, slow, kind", TABLE.values(), ids=TABLE)
+rows = pytest.mark.parametrize(("f", "slow", "kind"), TABLE.values(), ids=TABLE)
 
 
 @rows
@@ -116,7 +116,7 @@ def test_definition(f, slow, kind):
 def test_gradient_is_the_finite_difference(f, slow, kind):
     z, y = inputs(kind, np.float64)
     with double():
-        got = jax.grad(lambda x: f(x, y).sum())(jnp.asarray(z))
+        got = jax.jit(jax.grad(lambda x: f(x, y).sum()))(jnp.asarray(z))
         assert got.dtype == jnp.float64
     eps, want = 1e-6, np.zeros_like(z)
     for i in np.ndindex(z.shape):
@@ -130,34 +130,30 @@ def test_gradient_is_the_finite_difference(f, slow, kind):
 def test_jit_vmap_and_float64(f, slow, kind):
     z, y = inputs(kind)
     z, y = jnp.asarray(z), jnp.asarray(y)
-    np.testing.assert_allclose(jax.jit(f)(z, y), f(z, y), rtol=1e-6, atol=1e-7)
-    pairs = jnp.stack([z, z[::-1]]), jnp.stack([y, y])
-    loop = jnp.stack([f(a, b) for a, b in zip(*pairs)])
-    np.testing.assert_allclose(jax.vmap(f)(*pairs), loop, rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(f(z[:1], y[:1]), f(z, y)[:1], rtol=1e-6, atol=1e-7)
+    out, f = f(z, y), jax.jit(f)
+    np.testing.assert_allclose(f(z, y), out, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(f(z[:1], y[:1]), out[:1], rtol=1e-6, atol=1e-7)
+    many = jax.jit(jax.vmap(f))(jnp.stack([z, z[::-1]]), jnp.stack([y, y]))
+    np.testing.assert_allclose(many, [out, f(z[::-1], y)], rtol=1e-6, atol=1e-7)
     with double():
         z, y = inputs(kind, np.float64)
-        out = f(jnp.asarray(z), jnp.asarray(y))
+        out = f(z, y)
         assert out.dtype == jnp.float64
         np.testing.assert_allclose(out, slow(z, y), rtol=1e-12)
 
 
 @rows
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("size", [0.0, 1e4, -1e4])
-def test_finite_at_extremes(f, slow, kind, size, dtype):
+def test_finite_at_extremes(f, slow, kind, dtype):
     z, y = inputs(kind)
-    for pattern in (
-        np.full_like(z, size),
-        np.where(np.arange(z.size).reshape(z.shape) % 2, size, 0),
-    ):
-        x = jnp.asarray(pattern).astype(dtype)
-        y = jnp.asarray(y)
-        for one in (lambda x: f(x, y), lambda x: f(x, x if kind == "pair" else y)):  # noqa: B023
-            out, grad = one(x), jax.grad(lambda x: one(x).sum())(x)  # noqa: B023
-            assert out.dtype == jnp.float32
-            assert jnp.isfinite(out).all()
-            assert jnp.isfinite(grad).all()
+    ends = np.array([[0, 0], [1e4, 1e4], [-1e4, -1e4], [1e4, 0], [-1e4, 0], [1e4, -1e4]])
+    z = jnp.asarray(np.tile(ends, C // 2) if z.ndim == 2 else ends.T.reshape(-1)[:B]).astype(dtype)
+    f = jax.jit(lambda z, y, f=f: (f(z, y), jax.grad(lambda z: f(z, y).sum())(z)))
+    for labels in (y, y[::-1], np.zeros_like(y), z[::-1] if kind == "pair" else y):
+        out, grad = f(z, jnp.asarray(labels))
+        assert out.dtype == jnp.float32
+        assert jnp.isfinite(out).all()
+        assert jnp.isfinite(grad).all()
 
 
 @pytest.mark.parametrize("f", INTEGER)
@@ -198,7 +194,7 @@ def test_wrong_binary_labels_are_nan(f, wrong, score):
     bad = jnp.array([False, True, False])
     grad = jax.jit(jax.grad(lambda z, y: f(z, y).sum()))(z, y)
     assert (jnp.isnan(jax.jit(f)(z, y)) == bad).all()
-    assert (jnp.isnan(grad) == bad).all() or score == 0  # 0 * NaN is NaN too
+    assert (jnp.isnan(grad) == bad).all()
     masked = jax.jit(jax.grad(lambda z, y: Mean.of(f(z, y), ~bad).value))(z, y)
     assert jnp.isfinite(masked).all()
 
@@ -208,8 +204,8 @@ def test_token_losses_are_the_flattened_ones():
     z = jnp.asarray(rng.normal(size=(2, 5, C)).astype(np.float32))
     y = jnp.asarray(rng.integers(0, C, (2, 5)))
     for f in INTEGER:
-        flat = f(z.reshape(10, C), y.reshape(10))
-        np.testing.assert_allclose(f(z, y), flat.reshape(2, 5), rtol=1e-6)
+        flat = jax.jit(f)(z.reshape(10, C), y.reshape(10))
+        np.testing.assert_allclose(jax.jit(f)(z, y), flat.reshape(2, 5), rtol=1e-6)
     np.testing.assert_allclose(
         losses.kl(z, 2 * z), losses.kl(z.reshape(10, C), 2 * z.reshape(10, C)).reshape(2, 5)
     )
@@ -240,7 +236,7 @@ def test_limits():
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 def test_focal_gradient_is_finite_at_certainty(gamma):
     z = jnp.array([[200.0, 0.0], [0.0, 200.0], [20.0, 0.0]])
-    grad = jax.grad(lambda z: losses.focal(z, jnp.zeros(3, int), gamma=gamma).sum())(z)
+    grad = jax.jit(jax.grad(lambda z: losses.focal(z, jnp.zeros(3, int), gamma=gamma).sum()))(z)
     assert jnp.isfinite(grad).all()
     np.testing.assert_array_equal(grad[0], [0, 0])
 
@@ -313,7 +309,7 @@ def test_errors_of_soft_labels_and_knobs():
         losses.kl(Z, y)
 
 
-@pytest.mark.parametrize("f, name", [(losses.binary, "logits"), (losses.hinge, "scores")])
+@pytest.mark.parametrize(("f", "name"), [(losses.binary, "logits"), (losses.hinge, "scores")])
 def test_errors_of_binary_labels(f, name):
     z, y = Z[:, 0], np.array([0, 1, 0, 1])
     with pytest.raises(ValueError, match=rf"{name}.*\(4, 1\).*\(4,\).*squeeze with {name}\[:, 0\]"):

@@ -33,7 +33,7 @@ TABLE = {
         slow(lambda e: e * e / 2 if abs(e) <= 0.3 else 0.3 * (abs(e) - 0.15)),
     ),
 }
-rows = pytest.mark.parametrize("f, slow", TABLE.values(), ids=TABLE)
+rows = pytest.mark.parametrize(("f", "slow"), TABLE.values(), ids=TABLE)
 
 
 def inputs(shape, dtype=np.float32):
@@ -51,7 +51,7 @@ def test_definition_jit_and_vmap(f, slow, shape):
     np.testing.assert_allclose(out, slow(x.astype(float), y.astype(float)), rtol=1e-5)
     np.testing.assert_allclose(jax.jit(f)(x, y), out, rtol=1e-6)
     np.testing.assert_allclose(
-        jax.vmap(f)(x[None].repeat(2, 0), np.stack([y, -y])), [out, f(x, -y)], rtol=1e-6
+        jax.jit(jax.vmap(f))(x[None].repeat(2, 0), np.stack([y, -y])), [out, f(x, -y)], rtol=1e-6
     )
 
 
@@ -60,7 +60,7 @@ def test_gradient_is_the_finite_difference(f, slow):
     x, y = inputs((4, 3), np.float64)
     with double():
         assert f(jnp.asarray(x), y).dtype == jnp.float64
-        got = jax.grad(lambda x: f(x, y).sum())(jnp.asarray(x))
+        got = jax.jit(jax.grad(lambda x: f(x, y).sum()))(jnp.asarray(x))
     want, eps = np.zeros_like(x), 1e-6
     for i in np.ndindex(x.shape):
         step = np.zeros_like(x)

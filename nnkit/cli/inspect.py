@@ -1,0 +1,241 @@
+"""`nnkit eval`, `ls`, `verify` and `doctor`: look at what there is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+__all__ = ["doctor", "evaluate", "list_runs", "verify"]
+
+# (name, jax, flax): versions that are known to work together
+STACKS = [
+    ("the lowest supported, as in Colab", "0.7.2", "0.11.2"),
+    ("Python 3.11", "0.10.2", "0.12.8"),
+    ("newest", "0.12.0.1", "0.12.12"),
+]
+
+
+def evaluate(words: list[str]) -> int:
+    """nnkit eval RUN [--latest]: the evaluations of the experiment on the saved weights.
+
+    The best checkpoint is taken where the run keeps one, else the newest.
+
+    Args:
+      words: the words after the verb.
+
+    Returns:
+      The exit code.
+
+    >>> evaluate(["no-such-run"])
+    no-such-run is no run folder: it has no config.json; `nnkit ls` lists runs
+    2
+    """
+    if not words or words[0].startswith("-"):
+        print("usage: nnkit eval RUN [--latest]")
+        return 0 if words else 2
+    folder = Path(words[0])
+    record = _json(folder / "config.json")
+    if record is None:
+        print(f"{folder} is no run folder: it has no config.json; `nnkit ls` lists runs")
+        return 2
+    if not record.get("experiment"):
+        print(f"{folder} was not made by an experiment: evaluate it where its model is defined")
+        return 2
+    import jax
+
+    import nnkit as nk
+    from nnkit.cli.train import cache_programs, load
+    from nnkit.loop.tables import print_table
+
+    cache_programs()
+    module = load(record["experiment"])
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
+    config = module.Config(**fields)
+    step, train, evaluations = module.build(config)
+    state = nk.init(step, jax.random.key(config.seed), next(iter(train)))
+    saved = nk.Checkpoints(folder / "checkpoints")
+    best = None if "--latest" in words else saved.best()
+    restored = saved.restore(state, step=best)
+    print(f"{folder} at step {restored.step:,}")
+    weights = step.weights(restored.state)
+    rows = [hook(*weights) for hook in evaluations.values()]
+    if hasattr(module, "results"):
+        print_table(module.results(config, rows))
+    else:
+        print_table([{k: str(v) for k, v in row.items()} for row in rows])
+    return 0
+
+
+def list_runs(words: list[str]) -> int:
+    """nnkit ls [FOLDER]: every run with status, step and last evaluation.
+
+    Args:
+      words: the words after the verb.
+
+    Returns:
+      The exit code.
+
+    >>> list_runs(["no-such-folder"])
+    no runs in no-such-folder
+    0
+    """
+    if words and words[0] in ("-h", "--help"):
+        print("usage: nnkit ls [FOLDER]    FOLDER is NNKIT_RUNS, or runs, by default")
+        return 0
+    root = Path(words[0] if words else os.environ.get("NNKIT_RUNS", "runs"))
+    found = sorted(root.rglob("config.json")) if root.is_dir() else []
+    rows = [_row(path.parent) for path in found]
+    if not rows:
+        print(f"no runs in {root}")
+        return 0
+    from nnkit.loop.tables import print_table
+
+    print_table(rows)
+    return 0
+
+
+def _row(folder: Path) -> dict:
+    last, values = {}, {}
+    log = folder / "metrics.jsonl"
+    for line in log.read_text().splitlines() if log.exists() else []:
+        try:
+            last = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if "split" in last:
+            values = last
+    status = folder / "STATUS"
+    age = time.time() - (log if log.exists() else folder).stat().st_mtime
+    text = []
+    for name, x in values.items():
+        if name in ("step", "time", "split") or (isinstance(x, list) and isinstance(x[0], list)):
+            continue
+        text.append(f"{name} {min(x):.4g}..{max(x):.4g}" if isinstance(x, list) else f"{name} {x:.4g}")
+    return {
+        "run": str(folder),
+        "experiment": str((_json(folder / "config.json") or {}).get("experiment") or "-"),
+        "status": status.read_text().strip()[:40] if status.exists() else "new",
+        "step": int(last.get("step", 0)),
+        "minutes ago": round(age / 60),
+        "last evaluation": f"{values.get('split', '')} {', '.join(text)}".strip(),
+    }
+
+
+def verify(words: list[str]) -> int:
+    """nnkit verify RUN: every file of every checkpoint against size and SHA-256.
+
+    Args:
+      words: the words after the verb.
+
+    Returns:
+      1 if anything is damaged.
+
+    >>> verify(["no-such-run"])
+    no-such-run has no checkpoints
+    2
+    """
+    if not words or words[0].startswith("-"):
+        print("usage: nnkit verify RUN")
+        return 0 if words else 2
+    folder = Path(words[0])
+    inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    steps = sorted(p for p in inside.glob("*") if p.name.isdigit()) if inside.is_dir() else []
+    if not steps:
+        print(f"{folder} has no checkpoints")
+        return 2
+    from nnkit.checkpoint import verify as problems_of
+
+    bad = 0
+    for path in steps:
+        problems = problems_of(path)
+        bad += bool(problems)
+        print(f"{'damaged' if problems else 'ok     '}  {path}")
+        for problem in problems:
+            print(f"         {problem}")
+    return 1 if bad else 0
+
+
+def doctor(words: list[str]) -> int:
+    """nnkit doctor: versions, the stack they make, devices, data, and what is wrong.
+
+    Args:
+      words: the words after the verb.
+
+    Returns:
+      1 if something cannot work.
+
+    >>> doctor([]) in (0, 1)  # doctest: +ELLIPSIS
+    nnkit ...
+    True
+    """
+    if words:
+        print("usage: nnkit doctor")
+        return 0 if words[0] in ("-h", "--help") else 2
+    from nnkit import __version__
+
+    names = "jax jaxlib flax optax orbax-checkpoint numpy tensorflow-datasets tyro".split()
+    have = {name: _version(name) for name in names}
+    problems = [f"{name} is not installed" for name, version in have.items() if version is None]
+    print(f"nnkit {__version__}, Python {sys.version.split()[0]}")
+    print("  ".join(f"{name} {version or '-'}" for name, version in have.items()))
+    print(f"stack   {stack(have['jax'] or '', have['flax'] or '')}")
+    if not problems:
+        problems += _alive()
+    data = os.environ.get("NNKIT_DATA_DIR")
+    count = len([p for p in Path(data).iterdir() if p.is_dir()]) if data and Path(data).is_dir() else 0
+    print(f"data    NNKIT_DATA_DIR {f'has {count} data sets' if count else 'is not set'}")
+    for problem in problems:
+        print(f"wrong   {problem}")
+    return 1 if problems else 0
+
+
+def stack(jax_version: str, flax_version: str) -> str:
+    """Which known combination of versions this is.
+
+    >>> stack("0.7.2", "0.11.2")
+    'jax 0.7.2 with flax 0.11.2: the lowest supported, as in Colab'
+    """
+    for name, jax_known, flax_known in STACKS:
+        if (jax_version, flax_version) == (jax_known, flax_known):
+            return f"jax {jax_version} with flax {flax_version}: {name}"
+    known = "; ".join(f"{name}: jax {j}, flax {f}" for name, j, f in STACKS)
+    return f"jax {jax_version} with flax {flax_version}: between the tested ones ({known})"
+
+
+def _alive() -> list[str]:
+    problems = []
+    try:
+        import jax
+
+        devices = jax.devices()
+        total = float(jax.jit(lambda x: x.sum())(jax.numpy.ones(8)))
+        print(f"devices {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
+        if total != 8:
+            problems.append(f"the sum of eight ones is {total} on {devices[0]}")
+    except Exception as error:
+        return [f"jax does not run: {error}"]
+    try:
+        from flax import nnx
+
+        print(f"nnx     imports ({len(dir(nnx))} names)")
+    except Exception as error:
+        print(f"nnx     does not import with this jax: {error}; Linen models are not affected")
+    return problems
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _json(path: Path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None

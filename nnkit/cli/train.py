@@ -1,0 +1,200 @@
+"""`nnkit train` and `nnkit demo`: an experiment is a file with `Config` and `main`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+__all__ = ["demo", "launch", "load", "train"]
+
+
+def folders() -> list[Path]:
+    """Where experiments are looked for: here, in the package, beside it (a source checkout).
+
+    >>> any((folder / "digits.py").exists() for folder in folders())
+    True
+    """
+    package = Path(__file__).resolve().parents[1]
+    places = [Path.cwd() / "experiments", package / "experiments", package.parent / "experiments"]
+    return [place for place in places if place.is_dir()]
+
+
+def load(name: str) -> ModuleType:
+    """The module of an experiment, from its name or the path of its file.
+
+    Args:
+      name: such as "digits" or "mine/idea.py".
+
+    Returns:
+      The module; it has `Config` (a frozen dataclass) and `main(config, folder)`.
+
+    Raises:
+      FileNotFoundError: if there is none; names the nearest.
+      AttributeError: if the file lacks Config or main.
+
+    >>> load("digits").Config().seeds
+    5
+    """
+    known = {p.stem: p for folder in folders() for p in sorted(folder.glob("[a-z]*.py"))}
+    path = Path(name) if name.endswith(".py") else known.get(name)
+    if path is None or not path.is_file():
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"perhaps you meant {near[0]!r}" if near else f"there are {', '.join(sorted(known))}"
+        raise FileNotFoundError(f"there is no experiment {name!r}; {hint}, or give a file.py")
+    title = f"experiments.{path.stem}"
+    spec = importlib.util.spec_from_file_location(title, path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[title] = module  # dataclass annotations are looked up there
+    spec.loader.exec_module(module)
+    for need in ("Config", "main"):
+        if not hasattr(module, need):
+            raise AttributeError(f"{path} has no {need}; an experiment has Config and main(config)")
+    return module
+
+
+def train(words: list[str]) -> int:
+    """nnkit train EXPERIMENT [--field value] [--folder RUN] [--fresh].
+
+    Args:
+      words: the words after the verb.
+
+    Returns:
+      The exit code.
+
+    >>> train(["digist"])
+    there is no experiment 'digist'; perhaps you meant 'digits', or give a file.py
+    2
+    """
+    if not words or words[0] in ("-h", "--help"):
+        known = sorted({p.stem for folder in folders() for p in folder.glob("[a-z]*.py")})
+        print("usage: nnkit train EXPERIMENT [--field value] [--folder RUN] [--fresh]")
+        print(f"experiments: {', '.join(known)}, or a file.py")
+        print("nnkit train EXPERIMENT --help lists its fields")
+        return 0 if words else 2
+    try:
+        module = load(words[0])
+    except FileNotFoundError as error:
+        print(error)
+        return 2
+    return conduct(module, Path(words[0]).stem, words[1:])
+
+
+def demo(words: list[str]) -> int:
+    """nnkit demo: the experiment `digits` with its defaults (fields may be given).
+
+    Args:
+      words: the words after the verb.
+
+    Returns:
+      The exit code.
+
+    >>> demo(["--seeds", "-1"])
+    seeds is -1, expected a finite number > 0
+    2
+    """
+    return conduct(load("digits"), "digits", words)
+
+
+def launch(file: str) -> None:
+    """The last line of an experiment: `python -m experiments.NAME` as `nnkit train NAME`.
+
+    Args:
+      file: `__file__` of the experiment.
+
+    >>> launch("digits.py")  # doctest: +SKIP
+    """
+    raise SystemExit(conduct(load(file), Path(file).stem, sys.argv[1:]))
+
+
+def conduct(module: ModuleType, name: str, words: list[str]) -> int:
+    """Read the configuration from words, choose the run folder, train.
+
+    >>> conduct(load("digits"), "digits", ["--steps", "0"])
+    steps is 0, expected a finite number > 0
+    2
+    """
+    import tyro
+
+    def parsed(
+        config: module.Config,  # pyright: ignore[reportInvalidTypeForm]
+        folder: str | None = None,
+        fresh: bool = False,
+    ):
+        return config, folder, fresh
+
+    parsed.__annotations__ = {"config": module.Config, "folder": str | None, "fresh": bool}
+    parsed.__doc__ = f"""{(module.__doc__ or name).strip()}
+
+    Args:
+      config: the settings.
+      folder: the run folder; by default NAME-HASH of the configuration in NNKIT_RUNS (runs).
+      fresh: start anew in a folder of its own, instead of resuming.
+    """
+    try:
+        config, folder, fresh = tyro.cli(
+            parsed, args=words, prog=f"nnkit train {name}", config=(tyro.conf.OmitArgPrefixes,)
+        )
+    except (ValueError, TypeError) as error:
+        print(error)
+        return 2
+    place = Path(folder) if folder else default_folder(name, config)
+    if fresh:
+        place = unused(place)
+    from nnkit.loop.records import claimable
+
+    try:
+        claimable(place, config)
+    except (ValueError, NotADirectoryError) as error:
+        print(error)
+        return 2
+    cache_programs()
+    print(f"run folder {place}", flush=True)
+    try:
+        module.main(config, place)
+    except FloatingPointError as error:
+        print(error)
+        return 1
+    return 0
+
+
+def default_folder(name: str, config) -> Path:
+    """runs/NAME-HASH: the same configuration finds its run again, another one its own folder.
+
+    >>> default_folder("digits", load("digits").Config()).name[:7]
+    'digits-'
+    """
+    from nnkit.loop.records import canonical
+
+    return Path(os.environ.get("NNKIT_RUNS", "runs")) / f"{name}-{canonical(config)[1][:8]}"
+
+
+def unused(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3, ... that does not exist.
+
+    >>> unused(Path("no-such-folder")).name
+    'no-such-folder'
+    """
+    place, n = folder, 1
+    while place.exists():
+        n += 1
+        place = folder.with_name(f"{folder.name}-{n}")
+    return place
+
+
+def cache_programs() -> None:
+    """Keep compiled programs between processes; NNKIT_CACHE=folder, NNKIT_CACHE=0 is off.
+
+    >>> cache_programs()
+    """
+    import jax
+
+    where = os.environ.get("NNKIT_CACHE", str(Path.home() / ".cache" / "nnkit"))
+    if where != "0":
+        jax.config.update("jax_compilation_cache_dir", where)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -216,8 +216,8 @@ def test_ensemble_members_differ_and_each_is_a_step():
     for i, key in enumerate(jax.random.split(jax.random.key(KEY), 3)):
         mine = jax.tree.map(lambda x, i=i: x[i], state.params)
         close(mine, plain_step().init(key, batch(0)).params)
-    first = jax.tree.leaves(state.params)[1]
-    assert np.abs(np.asarray(first[0] - first[1])).max() > 1e-3
+    kernel = state.params["Dense_0"]["kernel"]
+    assert np.abs(np.asarray(kernel[0] - kernel[1])).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["shard", "shard_fsdp", "shard_run"])
@@ -231,8 +231,6 @@ def test_shard_is_the_step(name):
     a, log_a = trained(step)
     b, log_b = trained(plain)
     close(log_a["loss"].value, log_b["loss"].value, rtol=1e-5, atol=1e-6)
-    # the bias before a batch normalisation has gradient 0, which Adam turns into noise: functions,
-    # not parameters, are compared
     task = nk.stacked(STATEFUL) if name == "shard_run" else STATEFUL
     probe = lambda s, st: task.loss(*s.weights(st), batch(50), None)[0].value  # noqa: E731
     close(probe(step, a), probe(plain, b), rtol=1e-4, atol=1e-5)
@@ -385,7 +383,7 @@ def test_gradients_are_finite_differences(name):
     """Directional derivative in float64, where the technique leaves the gradient as it is."""
     if name not in ("gradient", "accumulate"):
         pytest.skip("this technique changes the gradient: its own test compares with the definition")
-    switch = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+    switch = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
     with switch(True):
         g = {"gradient": nk.gradient(PLAIN), "accumulate": nk.accumulate(nk.gradient(PLAIN), 4)}[name]
         one = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, batch(1))

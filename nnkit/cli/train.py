@@ -94,8 +94,7 @@ def demo(words: list[str]) -> int:
     Returns:
       The exit code.
 
-    >>> demo(["--seeds", "-1"])
-    seeds is -1, expected a finite number > 0
+    >>> demo(["--seeds", "-1"])  # and, to stderr: seeds is -1, expected a finite number > 0
     2
     """
     return conduct(load("digits"), "digits", words)
@@ -115,8 +114,7 @@ def launch(file: str) -> None:
 def conduct(module: ModuleType, name: str, words: list[str]) -> int:
     """Read the configuration from words, choose the run folder, train.
 
-    >>> conduct(load("digits"), "digits", ["--steps", "0"])
-    steps is 0, expected a finite number > 0
+    >>> conduct(load("digits"), "digits", ["--steps", "0"])  # and, to stderr, what is wrong
     2
     """
     import tyro
@@ -140,9 +138,8 @@ def conduct(module: ModuleType, name: str, words: list[str]) -> int:
         config, folder, fresh = tyro.cli(
             parsed, args=words, prog=f"nnkit train {name}", config=(tyro.conf.OmitArgPrefixes,)
         )
-    except (ValueError, TypeError) as error:
-        print(error)
-        return 2
+    except SystemExit as ended:  # --help, or words that are wrong: said by tyro
+        return int(ended.code or 0)
     place = Path(folder) if folder else default_folder(name, config)
     if fresh:
         place = unused(place)

@@ -10,7 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["difference", "digest", "find", "is_key", "join", "paths", "split", "unaliased"]
+__all__ = [
+    "difference",
+    "digest",
+    "find",
+    "is_key",
+    "join",
+    "keyed",
+    "paths",
+    "plain",
+    "split",
+    "unaliased",
+]
 
 
 def path_name(path) -> str:
@@ -107,6 +118,42 @@ def is_key(x) -> bool:
     (True, False)
     """
     return jax.dtypes.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key)
+
+
+def plain(tree):
+    """The same tree with typed keys as their data [... 2]: what `where` and `stack` can handle.
+
+    Args:
+      tree: any tree of arrays [...].
+
+    Returns:
+      The tree without typed keys; `keyed` undoes it.
+
+    >>> plain({"key": jax.random.key(7)})["key"]
+    Array([0, 7], dtype=uint32)
+    """
+    return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
+
+
+def keyed(tree, like):
+    """Undo `plain`: leaves that are typed keys in `like` become typed keys again.
+
+    Args:
+      tree: a tree as `plain` makes it; shapes may differ from those of `like`.
+      like: a tree of the same structure with typed keys.
+
+    Returns:
+      The tree with typed keys.
+
+    >>> tree = {"key": jax.random.key(7)}
+    >>> keyed(plain(tree), tree)["key"] == tree["key"]
+    Array(True, dtype=bool)
+    """
+
+    def wrap(x, old):
+        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(old)) if is_key(old) else x
+
+    return jax.tree.map(wrap, tree, like)
 
 
 def to_host(x) -> np.ndarray:

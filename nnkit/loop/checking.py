@@ -34,12 +34,12 @@ def check(task: Objective, train, *, seed: int = 0) -> list[str]:
       ValueError: if something cannot be right (see `nk.init`), or the first loss is not finite.
 
     >>> task = nk.supervised(nk.models.Linear(2), nk.losses.cross_entropy)
-    >>> batch = {"x": jnp.array([[0.0, 1.0], [1.0, 0.0]]), "y": jnp.array([0, 1])}
+    >>> batch = {"x": jnp.array([[0.0], [1.0], [2.0]]), "y": jnp.array([0, 1, 1])}
     >>> for line in check(task, [batch]): print(line)
-    ok  x float32[2,2]  mean 0.5  sd 0.5
-    ok  y int32[2]  0..1
+    ok  x float32[3,1]  mean 1  sd 0.816
+    ok  y int32[3]  0..1
     ok  loss 0.6931 before the first step (chance among 2: 0.6931)
-    ok  6 parameters; the gradient reaches all 2 tensors
+    ok  4 parameters; the gradient reaches all 2 tensors
     """
     expect("check", task, Objective)
     g = gradient(task)

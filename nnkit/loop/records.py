@@ -257,12 +257,15 @@ class Run:
 
     def save(self, step: int, state, rows, fingerprint=None) -> None:
         """Save state and data position under `step`, asynchronously."""
-        latest: dict = {}
-        for row in rows:
-            if "split" in row:
-                latest = {k: float(np.mean(v)) for k, v in row.items() if _numeric(v)}
+        found: dict = {}
+        for row in rows[::-1]:
+            if row["step"] != step:
+                break
+            if "split" in row:  # plain names are those of the first hook's row
+                values = {k: float(np.mean(v)) for k, v in row.items() if _numeric(v)}
+                found.update(values | {f"{row['split']}/{k}": v for k, v in values.items()})
         meta = {"config": self.hash, "data": _plain(fingerprint or {})}
-        self.checkpoints.save(step, state, position=step, meta=meta, metrics=latest)
+        self.checkpoints.save(step, state, position=step, meta=meta, metrics=found)
 
     def conclude(self, table: list[Mapping]) -> None:
         """Print a table of results, and keep it as results.json."""

@@ -75,13 +75,16 @@ def print_table(rows: Sequence[Mapping], title: str = "") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     for name in rows[0] if rows else ():
         text = isinstance(rows[0][name], str)
         table.add_column(str(name), justify="left" if text else "right", overflow="fold")
     for row in rows:
         table.add_row(*(x if isinstance(x, str) else f"{x:.6g}" for x in row.values()))
-    Console(width=None if _wide() else 110, markup=False, highlight=False).print(table)
+    console = Console(width=None if _wide() else 110, markup=False, highlight=False)
+    if title:
+        console.print(title, soft_wrap=True)
+    console.print(table)
 
 
 def _wide() -> bool:

@@ -34,9 +34,10 @@ def unrolled(f: Callable) -> Callable:
     """
 
     def each(*args):
-        n = len(jax.tree.leaves(args)[0])
-        found = [f(*jax.tree.map(lambda x: x[i], args)) for i in range(n)]
-        return jax.tree.map(lambda *x: jnp.stack(x), *found)
+        n, rows = len(jax.tree.leaves(args)[0]), trees.plain(args)
+        found = [f(*trees.keyed(jax.tree.map(lambda x: x[i], rows), args)) for i in range(n)]
+        stack = jax.tree.map(lambda *x: jnp.stack(x), *map(trees.plain, found))
+        return trees.keyed(stack, found[0])
 
     return each
 

@@ -196,16 +196,13 @@ def skip_nonfinite(inner: Step) -> Step:
         new, metrics = inner.update(state, batch)
         floats = [x for x in jax.tree.leaves((new, metrics)) if jnp.issubdtype(x.dtype, jnp.inexact)]
         fine = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floats]))
-        state = jax.tree.map(lambda a, b: jnp.where(fine, a, _again(b)), new, state)
+        kept = jax.tree.map(
+            lambda a, b: jnp.where(fine, a, b), trees.plain(new), trees.plain(state)
+        )
         metrics = jax.tree.map(lambda m: jnp.where(fine, m, jnp.zeros_like(m)), metrics)
-        return state, {**metrics, "skipped": scalar(~fine)}
+        return trees.keyed(kept, state), {**metrics, "skipped": scalar(~fine)}
 
     return inner._replace(update=update)
-
-
-def _again(x):
-    """The leaf [...]; a key is cloned, so that having both in hand is no reuse."""
-    return jax.random.clone(x) if trees.is_key(x) else x
 
 
 def repeat(inner: Step) -> Step:

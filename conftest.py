@@ -13,14 +13,11 @@ os.environ.setdefault("NNKIT_CACHE", str(Path.home() / ".cache" / "nnkit" / "tes
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # children would import 3 times slower
 os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(os.environ["NNKIT_CACHE"]) / "bytecode"))
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 # A package whose function has the name of its file (data.tfds) must be whole before pytest imports
 # the file by itself, else the module takes the place of the function.
-import nnkit.cli  # noqa: E402
-import nnkit.data  # noqa: E402
-import nnkit.loop  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

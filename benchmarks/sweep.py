@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import itertools
 import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -44,39 +45,27 @@ GRID = nk.train.product(learning_rate=CONFIG.learning_rates, seed=range(CONFIG.s
 MEMBERS = [dict(zip(GRID, values)) for values in zip(*GRID.values())]
 
 
-class Singles:
-    """The runs one after another, by one compiled program each for start and update."""
-
-    def __init__(self, batches):
-        self.batches = batches
-        self.init = jax.jit(lambda h: recipe(h).init(jax.random.key(CONFIG.seed), batches[0]))
-        self.update = jax.jit(lambda h, state, b: recipe(h).update(state, b), donate_argnums=1)
-
-    def run(self, steps):
-        """(states, metrics of each step), both [n ...] lists over runs."""
-        return list(zip(*(self.one(h, steps) for h in MEMBERS)))
-
-    def one(self, h, steps):
-        state, log = self.init(h), []
-        for batch in self.batches[:steps]:
-            state, seen = self.update(h, state, batch)
-            log.append(seen)
-        return jax.block_until_ready((state, log))
+def loop(state, update, batches):
+    """(state, [metrics of each step]), done."""
+    log = []
+    for batch in batches:
+        state, seen = update(state, batch)
+        log.append(seen)
+    return jax.block_until_ready((state, log))
 
 
 def together(step, batches):
-    """A function of steps: (state, metrics of each step) of all runs."""
+    """A function: steps -> (state, log) of all runs."""
     init = jax.jit(lambda: step.init(jax.random.key(CONFIG.seed), batches[0]))
     update = jax.jit(step.update, donate_argnums=0)
+    return lambda steps: loop(init(), update, batches[:steps])
 
-    def run(steps):
-        state, log = init(), []
-        for batch in batches[:steps]:
-            state, seen = update(state, batch)
-            log.append(seen)
-        return jax.block_until_ready((state, log))
 
-    return run
+def one_by_one(batches):
+    """A function: steps -> [(state, log)] of the runs, by one program for start and update each."""
+    init = jax.jit(lambda h: recipe(h).init(jax.random.key(CONFIG.seed), batches[0]))
+    update = jax.jit(lambda h, state, b: recipe(h).update(state, b), donate_argnums=1)
+    return lambda n: [loop(init(h), partial(update, h), batches[:n]) for h in MEMBERS]
 
 
 def differences(step, run, singles):
@@ -87,7 +76,7 @@ def differences(step, run, singles):
     of the learning rate: weights are shown, losses are held to 1e-6.
     """
     state, log = run(CHECKED)
-    states, logs = singles.run(CHECKED)
+    states, logs = zip(*singles(CHECKED))
     ours = {"losses": [m["loss"].value for m in log], "weights": step.weights(state)[0]}
     alone = {
         "losses": [np.stack([m["loss"].value for m in now]) for now in zip(*logs)],
@@ -114,12 +103,12 @@ def main(how="vmap"):
     train, _ = data.embedded("digits", batch_size=CONFIG.batch_size, seed=CONFIG.seed)
     batches = [jax.device_put(b) for b in itertools.islice(train.stream(), CONFIG.steps)]
     step = nk.sweep(recipe, GRID, each=EACH[how])
-    singles, run = Singles(batches), together(step, batches)
+    singles, run = one_by_one(batches), together(step, batches)
     gaps = differences(step, run, singles)  # compiles both sides, too
     print(f"largest differences in {CHECKED} steps: {gaps}")
     compiled = compilations(step, batches)
     print(f"compiled by fit: {compiled}")
-    sides = {"sweep": lambda: run(CONFIG.steps), "in turn": lambda: singles.run(CONFIG.steps)}
+    sides = {"sweep": lambda: run(CONFIG.steps), "in turn": lambda: singles(CONFIG.steps)}
     notes = {"steps": CONFIG.steps, "runs": len(MEMBERS), "differences": gaps}
     compare(f"sweep_{how}", sides, rounds=5, compiled=compiled, **notes)
     assert compiled.get("jit(move)") == 1, compiled

@@ -4,7 +4,7 @@
 
 | noun | pure functions | read as |
 |---|---|---|
-| `Objective` | init(key, batch) -> (params, carry); loss(params, carry, batch, key) | what we want |
+| `Objective` | init(key, batch) -> (params, carry); loss(params, carry, batch, key) | our wish |
 | `Gradient` | init; grad(params, carry, batch, key) | which way is down |
 | `Step` | init(key, batch) -> state; update(state, batch); weights(state) | one move |
 

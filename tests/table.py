@@ -90,7 +90,7 @@ def from_nnx() -> nk.Objective:
     return nk.supervised(nk.interop.nnx.pair(Net), losses.cross_entropy)
 
 
-# --- objectives: name -> how to make one -----------------------------------------------------
+# --- objectives: name -> how to make one ---
 OBJECTIVES = {
     "supervised": lambda: PLAIN,
     "supervised_stateful": lambda: STATEFUL,
@@ -102,7 +102,7 @@ OBJECTIVES = {
     "nnx": from_nnx,
 }
 
-# --- gradients ------------------------------------------------------------------------------
+# --- gradients ---
 GRADIENTS = {
     "gradient": lambda: nk.gradient(STATEFUL),
     "accumulate": lambda: nk.accumulate(nk.gradient(STATEFUL), 4),
@@ -127,9 +127,11 @@ def grid() -> dict:
     return nk.product(learning_rate=[1e-3, 1e-2], decay=[1e-2], seed=[0, 1], penalty=[0.0, 1e-3])
 
 
-# --- steps: every objective and gradient through `step`, then the techniques on steps ----------
+# --- steps: every objective and gradient through `step`, then the techniques on steps ---
 STEPS = {
-    **{f"step({k})": functools.partial(lambda f: plain_step(f()), f) for k, f in OBJECTIVES.items()},
+    **{
+        f"step({k})": functools.partial(lambda f: plain_step(f()), f) for k, f in OBJECTIVES.items()
+    },
     **{
         f"step({k})": functools.partial(lambda f: nk.step(f(), optax.adamw(1e-2)), f)
         for k, f in GRADIENTS.items()

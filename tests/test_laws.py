@@ -54,7 +54,7 @@ def rows(table):
     return pytest.mark.parametrize("name", list(table))
 
 
-# --- every Step -----------------------------------------------------------------------------------
+# --- every Step ---
 @functools.cache
 def built(name):
     """(step, batches, donated update, a state on the host): compiled once for all laws of a row."""
@@ -135,7 +135,7 @@ def test_jit_changes_nothing_but_rounding(name):
     close(plain[1][1], traced[1][1], rtol=wide, atol=wide)
 
 
-# --- off switches ---------------------------------------------------------------------------------
+# --- off switches ---
 @rows(OFF)
 def test_switched_off_a_technique_is_the_identity(name):
     make, task = OFF[name]
@@ -163,7 +163,7 @@ def test_ema_0_repeat_1_and_skip_without_nan_are_the_identity():
     close(step.weights(got), step.weights(state))
 
 
-# --- the identities of the design -----------------------------------------------------------------
+# --- the identities of the design ---
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("n", [2, 4, 8, 16])
 def test_accumulate_is_the_full_batch(n, mask):
@@ -232,7 +232,7 @@ def test_shard_is_the_step(name):
     b, log_b = trained(plain)
     close(log_a["loss"].value, log_b["loss"].value, rtol=1e-5, atol=1e-6)
     task = nk.stacked(STATEFUL) if name == "shard_run" else STATEFUL
-    probe = lambda s, st: task.loss(*s.weights(st), batch(50), None)[0].value  # noqa: E731
+    probe = lambda s, st: task.loss(*s.weights(st), batch(50), None)[0].value
     close(probe(step, a), probe(plain, b), rtol=1e-4, atol=1e-5)
     if name != "shard":
         axis = "data" if name == "shard_fsdp" else "run"
@@ -290,7 +290,9 @@ def test_what_stands_under_the_mask_does_not_matter():
 def test_per_example_gradients_add_up_and_are_clipped_one_by_one():
     one = batch(1, mask=True)
     params, carry = PLAIN.init(jax.random.key(KEY), one)
-    found = nk.per_example(PLAIN, clip=0.3, microbatch=2).grad(params, carry, one, jax.random.key(0))
+    found = nk.per_example(PLAIN, clip=0.3, microbatch=2).grad(
+        params, carry, one, jax.random.key(0)
+    )
     slow = jax.tree.map(jnp.zeros_like, params)
     for i in range(16):
         row = jax.tree.map(lambda x, i=i: x[i : i + 1], one)
@@ -321,7 +323,7 @@ def test_memory_of_per_example_does_not_grow_with_the_batch():
     assert temporaries(512) < 1.2 * temporaries(64) + 512 * 200 * 4
 
 
-# --- objectives -----------------------------------------------------------------------------------
+# --- objectives ---
 @rows(OBJECTIVES)
 def test_evaluation_is_deterministic_and_leaves_the_carry_alone(name):
     task, one = OBJECTIVES[name](), batch(2, mask=True)
@@ -382,14 +384,22 @@ def test_frozen_leaves_do_not_move():
 def test_gradients_are_finite_differences(name):
     """Directional derivative in float64, where the technique leaves the gradient as it is."""
     if name not in ("gradient", "accumulate"):
-        pytest.skip("this technique changes the gradient: its own test compares with the definition")
+        pytest.skip(
+            "this technique changes the gradient: its own test compares with the definition"
+        )
     switch = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
     with switch(True):
-        g = {"gradient": nk.gradient(PLAIN), "accumulate": nk.accumulate(nk.gradient(PLAIN), 4)}[name]
-        one = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, batch(1))
+        g = {"gradient": nk.gradient(PLAIN), "accumulate": nk.accumulate(nk.gradient(PLAIN), 4)}[
+            name
+        ]
+        one = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, batch(1)
+        )
         params, carry = PLAIN.init(jax.random.key(KEY), one)
         params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
-        way = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
+        way = jax.tree.map(
+            lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params
+        )
         found, _ = g.grad(params, carry, one, jax.random.key(0))
 
         def at(t):
@@ -397,11 +407,13 @@ def test_gradients_are_finite_differences(name):
             return PLAIN.loss(moved, carry, one, None)[0].value
 
         slope = (at(1e-5) - at(-1e-5)) / 2e-5
-        exact = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(found.value), jax.tree.leaves(way)))
+        exact = sum(
+            jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(found.value), jax.tree.leaves(way))
+        )
         np.testing.assert_allclose(exact, slope, rtol=1e-8)
 
 
-# --- losses and metrics -----------------------------------------------------------------------------
+# --- losses and metrics ---
 @rows({**LOSSES, **PER_EXAMPLE})
 def test_one_value_per_example_that_no_other_example_touches(name):
     f, outputs, targets = {**LOSSES, **PER_EXAMPLE}[name]
@@ -411,7 +423,9 @@ def test_one_value_per_example_that_no_other_example_touches(name):
     for i in (0, 5):
         close(f(outputs[i : i + 1], targets[i : i + 1])[0], whole[i])
     close(jax.jit(f)(outputs, targets), whole)
-    mapped = jax.vmap(f)(outputs.reshape(2, 4, *outputs.shape[1:]), targets.reshape(2, 4, *targets.shape[1:]))
+    mapped = jax.vmap(f)(
+        outputs.reshape(2, 4, *outputs.shape[1:]), targets.reshape(2, 4, *targets.shape[1:])
+    )
     close(mapped.reshape(whole.shape), whole)
 
 
@@ -438,7 +452,7 @@ def test_metrics_of_the_whole_do_not_see_masked_rows_nor_order(name):
     close(f(outputs[order], targets[order]), few)
 
 
-# --- models -----------------------------------------------------------------------------------------
+# --- models ---
 @rows(MODELS)
 def test_models_keep_batch_rows_apart_and_give_intermediates(name):
     model, shape = MODELS[name]

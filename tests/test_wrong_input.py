@@ -419,9 +419,7 @@ NOUNS = {
 
 TECHNIQUES = {
     "shard of 60 over 8": (
-        lambda: start(
-            nk.shard(descent(), nk.mesh(data=8), batch=PartitionSpec("data")), first(60)
-        ),
+        lambda: start(nk.shard(descent(), nk.mesh(data=8), batch=PartitionSpec("data")), first(60)),
         ValueError,
         ["60 rows over 8 devices", "56 or 64"],
     ),
@@ -475,7 +473,9 @@ TECHNIQUES = {
     "adapt with another shape": (
         lambda: start(
             descent(
-                nk.adapt(task(), {"head": {"kernel": np.ones((4, 3), "f"), "bias": np.ones(3, "f")}})
+                nk.adapt(
+                    task(), {"head": {"kernel": np.ones((4, 3), "f"), "bias": np.ones(3, "f")}}
+                )
             )
         ),
         ValueError,
@@ -517,9 +517,9 @@ TECHNIQUES = {
         ["ensemble(step, n)", "sweep(recipe, grid)"],
     ),
     "state of another step": (
-        lambda: (
-            lambda state: lambda: nk.fit(nk.ema(descent(), 0.9), state, [first()], steps=1)
-        )(start()()),
+        lambda: (lambda state: lambda: nk.fit(nk.ema(descent(), 0.9), state, [first()], steps=1))(
+            start()()
+        ),
         Exception,
         ["state of another step", "nk.init(step"],
     ),

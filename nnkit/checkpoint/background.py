@@ -11,6 +11,11 @@ from collections.abc import Callable
 
 __all__: list[str] = []  # for this package only
 
+# CPython 3.12.0 to 3.12.2 refuse new threads (Orbax's) once the main thread ends (gh-113964);
+# there, or without a hook that runs early enough, a task is waited for at once.
+_REGISTER = getattr(threading, "_register_atexit", None)
+BLOCKS = _REGISTER is None or (3, 12, 0) <= sys.version_info[:3] < (3, 12, 3)
+
 _pending: set[Background] = set()  # running, or failed and not yet reported
 _hooked: list[bool] = []
 _failed: list[bool] = []
@@ -31,7 +36,7 @@ class Background:
         self.name = ""
 
     def start(self, name: str, work: Callable[[], None]) -> None:
-        """Starts `work`; the one before must have ended."""
+        """Starts `work`, and waits for it where `BLOCKS`; the one before must have ended."""
 
         def run():
             try:
@@ -45,6 +50,8 @@ class Background:
         _pending.add(self)
         self._thread = threading.Thread(target=run, name=name, daemon=False)
         self._thread.start()
+        if BLOCKS:
+            self.join()
 
     def join(self) -> None:
         """Returns once nothing runs."""
@@ -64,14 +71,12 @@ def _hook() -> None:
     """Has the process wait for tasks at its end, before thread pools (Orbax's) refuse to work.
 
     There is no public hook at that point: `atexit` comes too late, as does joining the thread.
-    Where the private one is missing, the task fails and the exit code says so.
     """
     if _hooked:
         return
     _hooked.append(True)
-    register = getattr(threading, "_register_atexit", None)
-    if register is not None:
-        register(_finish)
+    if _REGISTER is not None:
+        _REGISTER(_finish)
     atexit.register(_leave)
 
 

@@ -45,8 +45,8 @@ class Checkpoints:
     A save copies the state and returns. In one background thread Orbax writes the arrays into a
     temporary folder, every file is hashed and synced, the manifest is written last, and one rename
     is the commit. The next save waits for it. A process that ends right after `save` still commits
-    it, or says why not with an exit code that is not 0. Opening a folder removes temporaries left
-    by processes that have died, nothing else.
+    it, or says why not with an exit code that is not 0 (Python 3.12.0 to 3.12.2 cannot, there
+    `save` itself waits). Opening a folder only removes temporaries of processes that have died.
 
     Args:
       folder: where the checkpoints are, or will be; made by the first save.

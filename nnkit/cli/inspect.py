@@ -114,7 +114,9 @@ def _row(folder: Path) -> dict:
     for name, x in values.items():
         if name in ("step", "time", "split") or (isinstance(x, list) and isinstance(x[0], list)):
             continue
-        text.append(f"{name} {min(x):.4g}..{max(x):.4g}" if isinstance(x, list) else f"{name} {x:.4g}")
+        text.append(
+            f"{name} {min(x):.4g}..{max(x):.4g}" if isinstance(x, list) else f"{name} {x:.4g}"
+        )
     return {
         "run": str(folder),
         "experiment": str((_json(folder / "config.json") or {}).get("experiment") or "-"),
@@ -186,7 +188,9 @@ def doctor(words: list[str]) -> int:
     if not problems:
         problems += _alive()
     data = os.environ.get("NNKIT_DATA_DIR")
-    count = len([p for p in Path(data).iterdir() if p.is_dir()]) if data and Path(data).is_dir() else 0
+    count = (
+        len([p for p in Path(data).iterdir() if p.is_dir()]) if data and Path(data).is_dir() else 0
+    )
     print(f"data    NNKIT_DATA_DIR {f'has {count} data sets' if count else 'is not set'}")
     for problem in problems:
         print(f"wrong   {problem}")

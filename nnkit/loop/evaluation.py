@@ -33,7 +33,7 @@ def evaluate(objective: Objective, batches, *, split: str = "test") -> Callable:
       ValueError: if there is no example, or all are masked.
 
     >>> task = nk.objective(lambda key, b: jnp.float32(0), lambda w, b, key: (w - b["x"]) ** 2)
-    >>> test = [{"x": jnp.array([1.0, 2.0])}, {"x": jnp.array([3.0, 0.0]), "mask": jnp.array([1, 0])}]
+    >>> test = [{"x": jnp.array([1.0, 2.0])}, {"x": jnp.ones(2) * 3, "mask": jnp.array([1, 0])}]
     >>> round(evaluate(task, test)(jnp.float32(0), {})["loss"], 4)
     4.6667
     """
@@ -60,7 +60,9 @@ def read(*sums) -> dict:
         total = sum(np.asarray(s[name].total, np.float64) for s in sums)
         weight = sum(np.asarray(s[name].weight, np.float64) for s in sums)
         with np.errstate(divide="ignore", invalid="ignore"):
-            value = np.asarray(total / weight.reshape(weight.shape + (1,) * (total.ndim - weight.ndim)))
+            value = np.asarray(
+                total / weight.reshape(weight.shape + (1,) * (total.ndim - weight.ndim))
+            )
         row[name] = float(value) if not value.ndim else value
     if "loss" in sums[0] and not sum(np.asarray(s["loss"].weight).sum() for s in sums):
         skipped = np.any([np.any(s["skipped"].total) for s in sums if "skipped" in s])

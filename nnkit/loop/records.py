@@ -1,11 +1,11 @@
 """The folder of a run: config, environment, log, checkpoints, status.
 
-    config.json     the configuration, and its hash: a folder belongs to one configuration
-    env.json        one entry per start: commit, dirty diff, versions, devices, command
-    metrics.jsonl   one JSON object per row: step, seconds, values (NaN as Python writes it)
-    checkpoints/    state + data position, see nnkit.checkpoint
-    results.json    the table that the experiment ends with
-    STATUS          running | done | failed: why
+config.json     the configuration, and its hash: a folder belongs to one configuration
+env.json        one entry per start: commit, dirty diff, versions, devices, command
+metrics.jsonl   one JSON object per row: step, seconds, values (NaN as Python writes it)
+checkpoints/    state + data position, see nnkit.checkpoint
+results.json    the table that the experiment ends with
+STATUS          running | done | failed: why
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ def run(
       ValueError: before anything is compiled, if the input cannot be right.
 
     >>> train, test = nk.data.embedded("digits", batch_size=128)
-    >>> task = nk.supervised(nk.models.Linear(10), nk.losses.cross_entropy, accuracy=nk.metrics.accuracy)
+    >>> right = nk.metrics.accuracy
+    >>> task = nk.supervised(nk.models.Linear(10), nk.losses.cross_entropy, accuracy=right)
     >>> result = run(task, train, test, steps=100, learning_rate=0.01, progress=False)
     >>> result.rows[-1]["accuracy"] > 0.9
     True

@@ -33,8 +33,8 @@ class ConvNet(nn.Module):
     Raises:
       ValueError: if x is not [b h w c], or smaller than the pooling needs.
 
-    >>> model = ConvNet(channels=(4, 8), hidden=16)
-    >>> y, inside = model.init_with_output(jax.random.key(0), jnp.ones((2, 28, 28, 1)), intermediates=True)[0]
+    >>> model, x = ConvNet(channels=(4, 8), hidden=16), jnp.ones((2, 28, 28, 1))
+    >>> y, inside = model.init_with_output(jax.random.key(0), x, intermediates=True)[0]
     >>> y.shape, inside["block_1"].shape
     ((2, 10), (2, 7, 7, 8))
 
@@ -65,5 +65,7 @@ class ConvNet(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.relu(nn.Dense(self.hidden, kernel_init=nn.initializers.he_normal(), name="dense")(x))
         inside["hidden"] = x
-        y = nn.Dense(self.classes, name="head")(nn.Dropout(self.dropout, deterministic=not train)(x))
+        y = nn.Dense(self.classes, name="head")(
+            nn.Dropout(self.dropout, deterministic=not train)(x)
+        )
         return (y, inside) if intermediates else y

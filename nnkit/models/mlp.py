@@ -56,8 +56,8 @@ class MLP(nn.Module):
     Call: x [b ...], train=False -> [b widths[-1]]; with intermediates=True also a dict
     {"hidden_0": [b widths[0]], ...} of what each hidden layer gives.
 
-    >>> model = MLP(widths=(16, 10))
-    >>> y, inside = model.init_with_output(jax.random.key(0), jnp.ones((2, 8, 8, 1)), intermediates=True)[0]
+    >>> model, x = MLP(widths=(16, 10)), jnp.ones((2, 8, 8, 1))
+    >>> y, inside = model.init_with_output(jax.random.key(0), x, intermediates=True)[0]
     >>> y.shape, inside["hidden_0"].shape
     ((2, 10), (2, 16))
 
@@ -86,5 +86,3 @@ def _flat(x):
     if x.ndim < 2:
         raise ValueError(f"x has shape {x.shape}, expected [b ...] with a leading batch axis")
     return jnp.reshape(x, (x.shape[0], -1))
-
-

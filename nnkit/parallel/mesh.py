@@ -28,7 +28,9 @@ def mesh(**axes: int) -> Mesh:
     >>> dict(mesh(data=2, fsdp=2).shape)
     {'data': 2, 'fsdp': 2}
     """
-    if not axes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in axes.values()):
+    if not axes or any(
+        isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in axes.values()
+    ):
         raise ValueError(f"mesh({axes}): expected named sizes >= 1, such as mesh(data=8)")
     need, devices = math.prod(axes.values()), jax.devices()
     if need > len(devices):

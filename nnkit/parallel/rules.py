@@ -72,6 +72,8 @@ def leading(axis: str) -> Callable:
         if axis not in mesh.axis_names:
             raise ValueError(f"leading({axis!r}): the mesh has the axes {mesh.axis_names}")
         shape = np.shape(leaf)
-        return PartitionSpec(axis) if shape and shape[0] % mesh.shape[axis] == 0 else PartitionSpec()
+        return (
+            PartitionSpec(axis) if shape and shape[0] % mesh.shape[axis] == 0 else PartitionSpec()
+        )
 
     return rule

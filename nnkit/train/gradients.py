@@ -83,7 +83,9 @@ def gradient(objective: Objective) -> Gradient:
 
 def _check(mean, metrics):
     if not isinstance(mean, Mean):
-        raise TypeError(f"the loss is {type(mean).__name__}, expected a Mean: Mean.of(losses, mask)")
+        raise TypeError(
+            f"the loss is {type(mean).__name__}, expected a Mean: Mean.of(losses, mask)"
+        )
     if jnp.ndim(mean.total):
         raise ValueError(
             f"the loss has shape {jnp.shape(mean.total)}, expected one number; a stack of members "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,8 @@ def unrolled(f: Callable) -> Callable:
 
     def each(*args):
         n, rows = len(jax.tree.leaves(args)[0]), trees.plain(args)
-        found = [f(*trees.keyed(jax.tree.map(lambda x: x[i], rows), args)) for i in range(n)]
+        members = [jax.tree.map(operator.itemgetter(i), rows) for i in range(n)]
+        found = [f(*trees.keyed(one, args)) for one in members]
         stack = jax.tree.map(lambda *x: jnp.stack(x), *map(trees.plain, found))
         return trees.keyed(stack, found[0])
 
@@ -71,7 +73,8 @@ def ensemble(inner: Step, n: int, *, each: Callable = jax.vmap) -> Step:
     Raises:
       ValueError: if n < 1.
 
-    >>> task = nk.objective(lambda key, b: jax.random.normal(key), lambda w, b, key: (w - b["x"]) ** 2)
+    >>> start = lambda key, batch: jax.random.normal(key)
+    >>> task = nk.objective(start, lambda w, batch, key: (w - batch["x"]) ** 2)
     >>> five = ensemble(nk.step(nk.gradient(task), optax.sgd(0.1)), 5)
     >>> batch = {"x": jnp.ones(3)}
     >>> state, metrics = five.update(five.init(jax.random.key(0), batch), batch)

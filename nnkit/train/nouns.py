@@ -23,6 +23,4 @@ def expect(who: str, x, kind: type) -> None:
     if not isinstance(x, kind):
         name = kind.__name__
         article = "an" if name[0] in "AEIOU" else "a"
-        raise TypeError(
-            f"{who} got {type(x).__name__}, expected {article} {name}: {MADE_BY[name]}"
-        )
+        raise TypeError(f"{who} got {type(x).__name__}, expected {article} {name}: {MADE_BY[name]}")

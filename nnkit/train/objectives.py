@@ -40,7 +40,7 @@ class Objective(NamedTuple):
 
     >>> fit_line = Objective(
     ...     init=lambda key, batch: (jnp.zeros(()), {}),
-    ...     loss=lambda w, carry, batch, key: (Mean.of((w * batch["x"] - batch["y"]) ** 2), (carry, {})),
+    ...     loss=lambda w, carry, b, key: (Mean.of((w * b["x"] - b["y"]) ** 2), (carry, {})),
     ... )
     >>> batch = {"x": jnp.array([1.0, 2.0]), "y": jnp.array([2.0, 4.0])}
     >>> fit_line.loss(jnp.float32(0), {}, batch, None)[0].value
@@ -267,7 +267,8 @@ def penalised(objective: Objective, penalty: Callable, coefficient=1.0) -> Objec
     Returns:
       An Objective; the metric "loss" stays the loss alone, "penalty" is logged beside it.
 
-    >>> zero = Objective(lambda k, b: (jnp.ones(2), {}), lambda p, c, b, k: (Mean.of(0 * p), (c, {})))
+    >>> nothing = lambda p, carry, batch, key: (Mean.of(0 * p), (carry, {}))
+    >>> zero = Objective(lambda key, batch: (jnp.ones(2), {}), nothing)
     >>> total, _ = penalised(zero, lambda p: (p**2).sum(), 0.5).loss(jnp.ones(2), {}, {}, None)
     >>> float(total.value)
     1.0
@@ -300,8 +301,8 @@ def frozen(objective: Objective, trainable: Callable[[str], bool]) -> Objective:
     Raises:
       ValueError: if no leaf is chosen; the message lists the paths there are.
 
-    >>> model = nn.Sequential([nn.Dense(4), nn.Dense(2)])
-    >>> task = frozen(supervised(model, lambda out, y: out.sum(-1)), lambda path: "layers_1" in path)
+    >>> task = supervised(nn.Sequential([nn.Dense(4), nn.Dense(2)]), lambda out, y: out.sum(-1))
+    >>> task = frozen(task, lambda path: path.startswith("layers_1"))
     >>> params, carry = task.init(jax.random.key(0), {"x": jnp.ones((1, 3)), "y": jnp.ones(1)})
     >>> [path for path, _ in nk.trees.paths(params)]
     ['layers_1/bias', 'layers_1/kernel']
@@ -390,7 +391,8 @@ def stacked(objective: Objective) -> Objective:
     Raises:
       TypeError: by `init`.
 
-    >>> one = Objective(lambda k, b: (jnp.ones(()), {}), lambda p, c, b, k: (Mean.of(p * b["x"]), (c, {})))
+    >>> loss = lambda w, carry, batch, key: (Mean.of(w * batch["x"]), (carry, {}))
+    >>> one = Objective(lambda key, batch: (jnp.ones(()), {}), loss)
     >>> stacked(one).loss(jnp.array([1.0, 2.0]), {}, {"x": jnp.ones(3)}, None)[0].value
     Array([1., 2.], dtype=float32)
     """
@@ -411,5 +413,3 @@ def stacked(objective: Objective) -> Objective:
         return jax.vmap(lambda p, c, k: objective.loss(p, c, batch, k))(params, carry, each)
 
     return Objective(init, loss)
-
-

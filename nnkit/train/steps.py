@@ -194,7 +194,9 @@ def skip_nonfinite(inner: Step) -> Step:
 
     def update(state, batch):
         new, metrics = inner.update(state, batch)
-        floats = [x for x in jax.tree.leaves((new, metrics)) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        floats = [
+            x for x in jax.tree.leaves((new, metrics)) if jnp.issubdtype(x.dtype, jnp.inexact)
+        ]
         fine = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floats]))
         kept = jax.tree.map(
             lambda a, b: jnp.where(fine, a, b), trees.plain(new), trees.plain(state)
@@ -273,5 +275,3 @@ def seeded(inner: Step, seed) -> Step:
         return inner.init(keys.fold(key, "seed", seed), batch)
 
     return inner._replace(init=init)
-
-

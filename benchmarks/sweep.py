@@ -82,8 +82,8 @@ def differences(step, run, singles):
         "losses": [np.stack([m["loss"].value for m in now]) for now in zip(*logs)],
         "weights": jax.tree.map(lambda *x: np.stack(x), *(s.params for s in states)),
     }
-    gaps = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b) / (1 + np.abs(b)))), ours, alone)
-    return {name: max(jax.tree.leaves(gap)) for name, gap in gaps.items()}
+    gaps = jax.tree.map(lambda a, b: np.max(np.abs(a - b) / (1 + np.abs(b))), ours, alone)
+    return {name: float(np.max(jax.tree.leaves(gap))) for name, gap in gaps.items()}
 
 
 def compilations(step, batches):

@@ -150,7 +150,7 @@ STEPS = {
     "ensemble(sweep)": lambda: nk.ensemble(nk.sweep(recipe, grid()), 2),
     "shard": lambda: nk.shard(nk.ema(plain_step(), 0.9), nk.mesh(data=8), batch=P("data")),
     "shard_fsdp": lambda: nk.shard(
-        plain_step(), nk.mesh(data=8), batch=P("data"), state=small_fsdp
+        plain_step(), nk.mesh(data=2), batch=P("data"), state=small_fsdp
     ),
     "shard_run": lambda: nk.shard(
         nk.sweep(recipe, grid()), nk.mesh(run=8), state=nk.rules.leading("run")
@@ -160,8 +160,8 @@ STEPS = {
 
 def small_fsdp(path, leaf, mesh):
     """As rules.fsdp, for leaves of any size: those of the tests are below its threshold."""
-    fits = [i for i, n in enumerate(leaf.shape) if n and n % 2 == 0]
-    return P(*[None] * fits[0], "data") if fits and leaf.shape[fits[0]] % 8 == 0 else P()
+    fits = [i for i, n in enumerate(leaf.shape) if n and n % mesh.shape["data"] == 0]
+    return P(*[None] * fits[0], "data") if fits else P()
 
 
 def batches_for(name: str):

@@ -20,7 +20,9 @@ def test_a_notebook_runs(path, monkeypatch):
     book = nbformat.read(path, as_version=4)
     for cell in book.cells:
         cell.source = re.sub(r"steps=[\d_]+", "steps=20", cell.source)
-    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv(
+        "PYTHONPATH", str(FOLDER.parent) + os.pathsep + os.environ.get("PYTHONPATH", "")
+    )
     nbclient.NotebookClient(
         book, timeout=300, kernel_name="python3", skip_cells_with_tag="skip-execution"
     ).execute()

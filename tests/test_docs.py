@@ -35,7 +35,7 @@ def public():
         yield pytest.param("parallel", name, getattr(nk.rules, name), id=f"rules.{name}")
 
 
-@pytest.mark.parametrize(("package", "name", "thing"), public())
+@pytest.mark.parametrize(("package", "name", "thing"), list(public()))
 def test_a_public_name_is_documented(package, name, thing):
     text = inspect.getdoc(thing) or ""
     assert text, "no docstring"

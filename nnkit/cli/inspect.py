@@ -57,7 +57,7 @@ def evaluate(words: list[str]) -> int:
     config = module.Config(**fields)
     step, train, evaluations = module.build(config)
     state = nk.init(step, jax.random.key(config.seed), next(iter(train)))
-    saved = nk.Checkpoints(folder / "checkpoints")
+    saved = nk.Checkpoints(folder / "checkpoints", keep_best=record.get("keep_best"))
     best = None if "--latest" in words else saved.best()
     restored = saved.restore(state, step=best)
     print(f"{folder} at step {restored.step:,}")

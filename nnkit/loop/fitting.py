@@ -104,8 +104,8 @@ def fit(
             state, sums = update(state, sums, batch)
             due = [hook for n, hook in hooks if i % n == 0 or i == steps]
             saving = run is not None and (i == steps or (save_every and i % save_every == 0))
-            early = i & (i - 1) == 0 and i < log_every
-            if not (due or saving or early or i % log_every == 0 or i == steps):
+            doubled = i & (i - 1) == 0
+            if not (due or saving or doubled or i % log_every == 0 or i == steps):
                 bar.update(i)
                 continue
             row = read(jax.device_get(sums))

@@ -1,6 +1,6 @@
 """The folder of a run: config, environment, log, checkpoints, status.
 
-config.json     the configuration, and its hash: a folder belongs to one configuration
+config.json     the configuration and its hash (a folder belongs to one), what is kept as best
 env.json        one entry per start: commit, dirty diff, versions, devices, command
 metrics.jsonl   one JSON object per row: step, seconds, values (NaN as Python writes it)
 checkpoints/    state + data position, see nnkit.checkpoint
@@ -12,13 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +21,10 @@ from typing import Any
 import numpy as np
 
 from nnkit.checkpoint import Checkpoints
+from nnkit.loop.environment import environment
 from nnkit.loop.tables import print_table
 
-__all__ = ["Run", "canonical", "claimable", "environment"]
-
-PACKAGES = "jax jaxlib flax optax orbax-checkpoint numpy".split()
+__all__ = ["Run", "canonical", "claimable"]
 
 
 def canonical(config) -> tuple[dict, str]:
@@ -69,47 +63,6 @@ def canonical(config) -> tuple[dict, str]:
         raise TypeError(f"config is {type(config).__name__}, expected a dataclass or a mapping")
     text = json.dumps(data, sort_keys=True)
     return data, hashlib.sha256(text.encode()).hexdigest()
-
-
-def environment() -> dict[str, Any]:
-    """What made a run: versions, devices, commit, dirty diff, command. No variables, no home.
-
-    Returns:
-      A JSON mapping.
-
-    >>> environment()["python"] == platform.python_version()
-    True
-    """
-    import jax
-
-    def git(*args):
-        try:
-            done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    diff = git("diff", "HEAD")
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    from nnkit import __version__
-
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "commit": git("rev-parse", "HEAD"),
-        "diff": diff[:100_000] if diff else diff,
-        "nnkit": __version__,
-        "python": platform.python_version(),
-        "versions": versions,
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "devices": [str(d) for d in jax.devices()],
-    }
 
 
 def claimable(folder, config) -> None:
@@ -155,6 +108,7 @@ class Run:
       save_every: steps between checkpoints; None saves at the end alone.
       keep_last: checkpoints to keep.
       keep_best: (metric, "max" or "min") of the evaluation rows: that checkpoint is kept too.
+        "accuracy" is that of the first evaluation at a step, "test/accuracy" that of its split.
 
     Raises:
       ValueError: if the folder belongs to another configuration; names the fields that differ.
@@ -168,7 +122,7 @@ class Run:
     >>> Run(folder + "/a", {"steps": 20})
     Traceback (most recent call last):
         ...
-    ValueError: ...a belongs to another configuration: steps was 10, is now 20; use another folder...
+    ValueError: ...a belongs to another configuration: steps was 10, is now 20; use another...
     """
 
     def __init__(
@@ -189,10 +143,10 @@ class Run:
         self.experiment = experiment
         self.save_every = save_every
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._claim()
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", keep_last=keep_last, keep_best=keep_best
         )
+        self._claim()
         self._sessions = self._read("env.json") or []
         self._environment: dict | None = None
 
@@ -202,9 +156,9 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        self.checkpoints.close()
         if kind is not None:
             self.mark(f"failed: {kind.__name__}: {str(error)[:500]}")
+        self.checkpoints.__exit__(kind, error, traceback)
 
     @property
     def status(self) -> str:
@@ -258,12 +212,11 @@ class Run:
     def save(self, step: int, state, rows, fingerprint=None) -> None:
         """Save state and data position under `step`, asynchronously."""
         found: dict = {}
-        for row in rows[::-1]:
-            if row["step"] != step:
-                break
-            if "split" in row:  # plain names are those of the first hook's row
-                values = {k: float(np.mean(v)) for k, v in row.items() if _numeric(v)}
-                found.update(values | {f"{row['split']}/{k}": v for k, v in values.items()})
+        for row in rows:
+            if row["step"] == step and "split" in row:  # plain names are those of the first
+                values = {k: v for k, v in row.items() if k not in ("step", "time")}
+                values = {k: float(np.mean(v)) for k, v in values.items() if _numeric(v)}
+                found = values | {f"{row['split']}/{k}": v for k, v in values.items()} | found
         meta = {"config": self.hash, "data": _plain(fingerprint or {})}
         self.checkpoints.save(step, state, position=step, meta=meta, metrics=found)
 
@@ -281,6 +234,7 @@ class Run:
     def _claim(self) -> None:
         if self._read("config.json") is None:
             record = {"experiment": self.experiment, "hash": self.hash, "config": self.config}
+            record["keep_best"] = self.checkpoints.keep_best
             self._write("config.json", record)
 
     def _read(self, name: str):

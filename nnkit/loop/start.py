@@ -63,7 +63,7 @@ def inspect_batch(batch) -> None:
             raise TypeError(f"batch[{name!r}] has dtype {x.dtype}, expected numbers: encode it")
         if not x.ndim:
             raise ValueError(
-                f"batch[{name!r}] is a scalar, expected a leading batch axis [b ...]: np.full(b, value)"
+                f"batch[{name!r}] is a scalar, expected a leading axis [b ...]: np.full(b, value)"
             )
         sizes[name] = x.shape[0]
         if jax.dtypes.issubdtype(x.dtype, np.inexact) and not np.isfinite(x).all():
@@ -81,8 +81,8 @@ def inspect_batch(batch) -> None:
     if "mask" in batch and not np.asarray(batch["mask"]).any():
         n = len(batch["mask"])
         raise ValueError(
-            f"batch['mask'] is 0 for all {n} examples: all are masked out, there is nothing to learn "
-            "from; drop such batches"
+            f"batch['mask'] is 0 for all {n} examples: all are masked out, nothing can be learnt "
+            "from them; drop such batches"
         )
 
 

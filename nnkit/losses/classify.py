@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from nnkit.core.checks import concrete
-from nnkit.losses.inputs import classes, is_soft, real, same, spoil, within
+from nnkit.losses.inputs import classes, is_soft, log_chosen, real, same, spoil, within
 
 __all__ = ["binary", "cross_entropy", "focal", "hinge", "kl", "multiclass_hinge"]
 
@@ -43,17 +43,16 @@ def cross_entropy(logits, labels, *, smoothing=0.0):
     """
     logits = real("logits", logits)
     within("smoothing", smoothing, 0, 1)
-    log_p = jax.nn.log_softmax(logits)
     if is_soft(logits, labels):
-        labels = jnp.asarray(labels).astype(log_p.dtype)
+        labels, log_p = jnp.asarray(labels).astype(logits.dtype), jax.nn.log_softmax(logits)
         never = (labels == 0) & jnp.isneginf(log_p)  # 0 log 0 = 0
         chosen, bad = (labels * jnp.where(never, 0, log_p)).sum(-1), None
     else:
-        hit, bad = classes(logits, labels)
-        chosen = jnp.where(hit, log_p, 0).sum(-1)
+        labels, bad = classes(logits, labels)
+        chosen = log_chosen(logits, labels)
     if isinstance(smoothing, jax.Array) or smoothing != 0:
-        smoothing = jnp.asarray(smoothing).astype(log_p.dtype)
-        chosen = (1 - smoothing) * chosen + smoothing * log_p.mean(-1)
+        smoothing = jnp.asarray(smoothing).astype(logits.dtype)
+        chosen = (1 - smoothing) * chosen + smoothing * jax.nn.log_softmax(logits).mean(-1)
     return -chosen if bad is None else spoil(-chosen, bad)
 
 
@@ -117,8 +116,8 @@ def focal(logits, labels, *, gamma=2.0):
     """
     logits = real("logits", logits)
     within("gamma", gamma, 0, float("inf"))
-    hit, bad = classes(logits, labels)
-    log_p = jnp.where(hit, jax.nn.log_softmax(logits), 0).sum(-1)  # [...]
+    labels, bad = classes(logits, labels)
+    log_p = log_chosen(logits, labels)  # [...]
     gamma = jnp.asarray(gamma).astype(log_p.dtype)
     miss = -jnp.expm1(log_p)  # 1 - p without cancellation
     some = miss > 0  # at p = 1 the power has no finite slope for gamma < 1
@@ -185,7 +184,8 @@ def multiclass_hinge(logits, labels):
     machines, 2001, eq. 3.
     """
     logits = real("logits", logits)
-    hit, bad = classes(logits, labels)
+    labels, bad = classes(logits, labels)
+    hit = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool) | bad[..., None]  # NaN for all
     best = jnp.where(hit, logits, logits + 1).max(-1)
     return spoil(best - jnp.where(hit, logits, 0).sum(-1), bad)
 

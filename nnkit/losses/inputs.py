@@ -60,7 +60,7 @@ def is_soft(logits, labels) -> bool:
 
 
 def classes(logits, labels):
-    """Which class is meant [... c], and which labels are none [...] (those mean all classes)."""
+    """Labels [...] as int32, and which of them are no class [...] (those become 0)."""
     shape, have, dtype = logits.shape, tuple(np.shape(labels)), jnp.asarray(labels).dtype
     if not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(
@@ -86,7 +86,15 @@ def classes(logits, labels):
     labels = jnp.asarray(labels)
     labels = labels if labels.dtype.itemsize == 8 else labels.astype(jnp.int32)
     bad = (labels < 0) | (labels >= c)
-    return jax.nn.one_hot(labels, c, dtype=bool) | bad[..., None], bad
+    return jnp.where(bad, 0, labels).astype(jnp.int32), bad
+
+
+def log_chosen(logits, labels):
+    """Log-probability [...] of the labels; nothing of the size of the logits stays in memory."""
+    top = jax.lax.stop_gradient(logits.max(-1))  # taken off first: exact for large logits too
+    rest = jnp.log(jnp.exp(logits - top[..., None]).sum(-1))
+    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="clip")[..., 0]
+    return (chosen - top) - rest
 
 
 def spoil(loss, bad):

@@ -1,5 +1,6 @@
 """The folder of a run, and tables of results."""
 
+import itertools
 import json
 import math
 
@@ -37,7 +38,7 @@ def test_metrics_jsonl_are_the_rows(tmp_path):
     assert [json.loads(line) for line in lines] == plain(rows)
     assert plain(run.rows()) == plain(rows)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 5]
-    assert all(a["time"] <= b["time"] for a, b in zip(rows, rows[1:]))
+    assert all(a["time"] <= b["time"] for a, b in itertools.pairwise(rows))
     assert rows[-1]["split"] == "test"
     assert rows[-1]["loss"].shape == (2,)
 
@@ -75,7 +76,7 @@ def test_the_last_line_may_be_half_written(tmp_path):
 
 
 def test_rows_after_the_last_checkpoint_are_logged_again(tmp_path):
-    _, _, rows = go(tmp_path / "a")
+    go(tmp_path / "a")
     with open(tmp_path / "a" / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "time": 1.0, "loss": [0.0, 0.0]}\n')
     run, _, again = go(tmp_path / "a", steps=7)
@@ -86,9 +87,15 @@ def test_rows_after_the_last_checkpoint_are_logged_again(tmp_path):
 
 def test_status(tmp_path):
     assert nk.Run(tmp_path / "a").status == "new"
-    with pytest.raises(KeyError), nk.Run(tmp_path / "a") as run:
-        run.mark("running")
-        raise KeyError("oops")
+
+    def break_down():
+        with nk.Run(tmp_path / "a") as run:
+            assert run.status == "new"
+            raise KeyError("oops")
+
+    with pytest.raises(KeyError, match="oops"):
+        break_down()
+    run = nk.Run(tmp_path / "a")
     assert run.status == "failed: KeyError: 'oops'"
     run, *_ = go(tmp_path / "b")
     assert run.status == "done"

@@ -42,7 +42,7 @@ def inputs(shape, dtype=np.float32):
 
 
 @rows
-@pytest.mark.parametrize("shape", [(5,), (5, 1), (5, 3), (2, 3, 4), (1,)])
+@pytest.mark.parametrize("shape", [(5,), (1, 2), (2, 3, 4)])
 def test_definition_jit_and_vmap(f, slow, shape):
     x, y = inputs(shape)
     out = f(jnp.asarray(x), y)
@@ -70,12 +70,12 @@ def test_gradient_is_the_finite_difference(f, slow):
 
 
 @rows
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_finite_and_flat_where_equal(f, slow, dtype):
     x = jnp.array([0.0, 1e4, -1e4]).astype(dtype)
     assert f(x, -x).dtype == jnp.float32
     assert jnp.isfinite(f(x, -x)).all()
-    np.testing.assert_array_equal(jax.grad(lambda a: f(a, x).sum())(x), np.zeros(3))
+    np.testing.assert_array_equal(jax.jit(jax.grad(lambda a: f(a, x).sum()))(x), np.zeros(3))
 
 
 def test_limits():

@@ -26,19 +26,19 @@ def slow_ece(z, y, bins):
     return total
 
 
-@pytest.mark.parametrize("bins", [1, 2, 10, 15])
+@pytest.mark.parametrize("bins", [1, 10])
 def test_ece_is_the_definition_at_any_scale(bins):
     z, y = inputs()
-    table = metrics.calibration(z, y, bins=bins)
+    table = jax.jit(metrics.calibration, static_argnames="bins")(z, y, bins=bins)
+    ece = jax.jit(metrics.ece)
     assert table.shape == (300, bins, 3)
     want = slow_ece(z, y, bins)
-    np.testing.assert_allclose(metrics.ece(table.sum(0)), want, rtol=1e-5)
-    np.testing.assert_allclose(metrics.ece(Mean.of(table, keep=True).value), want, rtol=1e-5)
+    np.testing.assert_allclose(ece(table.sum(0)), want, rtol=1e-5)
+    np.testing.assert_allclose(ece(Mean.of(table, keep=True).value), want, rtol=1e-5)
     halves = Mean.of(table[:37], keep=True) + Mean.of(table[37:], keep=True)
-    np.testing.assert_allclose(metrics.ece(halves.value), want, rtol=1e-5)
-    np.testing.assert_allclose(
-        jax.jit(metrics.ece)(jnp.stack([table.sum(0), table[0]]))[0], want, rtol=1e-5
-    )
+    np.testing.assert_allclose(ece(halves.value), want, rtol=1e-5)
+    many = jax.jit(metrics.ece)(jnp.stack([table.sum(0), table[0]]))
+    np.testing.assert_allclose(many[0], want, rtol=1e-5)
 
 
 def test_edges_belong_to_the_lower_bin_and_certainty_to_the_last():

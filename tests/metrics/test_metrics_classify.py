@@ -84,7 +84,7 @@ def test_definition_jit_vmap_and_float64(f, slow):
     assert jnp.isfinite(f(z.astype(jnp.bfloat16), y.astype(jnp.uint8))).all()
     with double():
         z, y = inputs(np.float64)
-        np.testing.assert_allclose(f(jnp.asarray(z), jnp.asarray(y)), want, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(f(z, y), want, rtol=1e-6, atol=1e-7)
 
 
 @rows
@@ -202,17 +202,17 @@ def test_scores_of_a_table_are_sklearn(average, absent):
         y[(y == 1) | (y == 3)] = 0
     table = metrics.confusion_matrix(z, y)
     names = {metrics.precision: "precision", metrics.recall: "recall", metrics.f1: "f1"}
+    frequencies = Mean.of(metrics.confusion(z, y), keep=True).value
     for f, name in names.items():
         want = getattr(sk, f"{name}_score")(
             y, z.argmax(-1), labels=range(C), average=average, zero_division=0
         )
         np.testing.assert_allclose(f(table, average=average), want, rtol=1e-6)
-        frequencies = Mean.of(metrics.confusion(z, y), keep=True).value
-        np.testing.assert_allclose(f(frequencies, average=average), want, rtol=1e-5)
-        np.testing.assert_allclose(f(table.astype(int), average=average), want, rtol=1e-6)
-        many = jax.jit(functools.partial(f, average=average))(jnp.stack([table, table.T]))
-        np.testing.assert_allclose(many[0], want, rtol=1e-6)
-        np.testing.assert_allclose(many[1], f(table.T, average=average), rtol=1e-6)
+        f = jax.jit(functools.partial(f, average=average))
+        for same in (frequencies, table.astype(int)):
+            np.testing.assert_allclose(f(same), want, rtol=1e-5)
+        many = f(jnp.stack([table, table.T]))
+        np.testing.assert_allclose(many, [want, f(table.T)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("f", [metrics.precision, metrics.recall, metrics.f1])

@@ -28,7 +28,7 @@ def slow(x, y):
     return np.mean([1 - sum((b - a) ** 2) / sum((b - sum(b) / len(b)) ** 2) for a, b in zip(x, y)])
 
 
-@pytest.mark.parametrize("shape", [(20,), (20, 3), (2, 1)])
+@pytest.mark.parametrize("shape", [(20,), (20, 3)])
 def test_definition_mask_jit_and_sklearn(shape):
     x, y = inputs(shape)
     out = metrics.r2(jnp.asarray(x), y)
@@ -42,7 +42,7 @@ def test_definition_mask_jit_and_sklearn(shape):
     for f in (metrics.r2, jax.jit(metrics.r2)):
         np.testing.assert_allclose(f(*padded, mask=mask), out, rtol=1e-5)
     many = jax.jit(jax.vmap(metrics.r2))(jnp.stack([x, x + 1]), jnp.stack([y, y]))
-    np.testing.assert_allclose(many, [out, metrics.r2(x + 1, y)], rtol=1e-4)
+    np.testing.assert_allclose(many, [out, jax.jit(metrics.r2)(x + 1, y)], rtol=1e-4)
     with double():
         x, y = inputs(shape, np.float64)
         np.testing.assert_allclose(jax.jit(metrics.r2)(x, y), slow(x, y), rtol=1e-10)

@@ -55,7 +55,7 @@ def test_a_public_name_is_documented(package, name, thing):
             assert "Raises:" in text, "it raises, and does not say so"
     if (package in ALGORITHMS or name in TECHNIQUES) and not exception:
         last = text.split("\n\n")[-1]
-        assert re.search(r"arXiv:\d{4}\.\d{4,5}|doi:|\b(1[89]|20)\d\d\b", last), "no source"
+        assert re.search(r"arXiv:\d{4}\.\d{4,5}|doi:|\b(1[789]|20)\d\d\b", last), "no source"
 
 
 def test_every_function_and_model_has_a_row_of_laws():

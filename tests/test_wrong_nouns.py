@@ -1,7 +1,6 @@
 """Nouns mixed up, and techniques that do not fit: refused by name, before compiling."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest

@@ -50,7 +50,7 @@ def dims(spec: str, **arrays) -> SimpleNamespace:
                 continue
             expected = int(axis) if axis.isdigit() else sizes.setdefault(axis, size)
             if expected != size:
-                taken = f" with {axis} = {expected} taken from {source[axis]}"
+                taken = f" with {axis} = {expected} taken from {source.get(axis)}"
                 raise ValueError(want + (taken if axis in source else ""))
             source.setdefault(axis, name)
     return SimpleNamespace(**{k: v for k, v in sizes.items() if k.isidentifier()})

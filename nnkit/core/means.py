@@ -57,7 +57,8 @@ class Mean:
                 "Mean.of got a scalar, expected [b ...] one value per example; "
                 "return the values before any mean or sum over the batch"
             )
-        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        if values.dtype != jnp.float64:
+            values = values.astype(jnp.float32)
         axes = 1 if mask is None else jnp.ndim(mask)
         if mask is not None and (axes == 0 or jnp.shape(mask) != values.shape[:axes]):
             raise ValueError(

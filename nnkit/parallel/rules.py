@@ -64,6 +64,9 @@ def leading(axis: str) -> Callable:
     Returns:
       A rule; leaves whose leading axis the devices do not divide stay whole.
 
+    Raises:
+      ValueError: by the rule, if the mesh has no such axis.
+
     >>> leading("run")("params/w", np.zeros((16, 3)), nk.mesh(run=4)) == PartitionSpec("run")
     True
     """

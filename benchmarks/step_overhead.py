@@ -59,13 +59,13 @@ def bare():
     return init, jax.jit(update, donate_argnums=0)
 
 
-def runner(update, state, batches, steps=STEPS):
-    """A function that goes on for `steps` updates, and waits for the last."""
+def runner(update, state, batches):
+    """A function that goes on for STEPS updates, and waits for the last."""
     held = [state]
 
     def go():
         state = held[0]
-        for batch in itertools.islice(itertools.cycle(batches), steps):
+        for batch in itertools.islice(itertools.cycle(batches), STEPS):
             state, _ = update(state, batch)
         held[0] = jax.block_until_ready(state)
 

@@ -3,8 +3,8 @@
 Five seeds are one compiled program: they differ in first weights and dropout, and share the
 batches. Nothing is chosen on the test part; it is reported after the last step.
 
-Run      nnkit train mnist                       (MLP 2x800)
-         nnkit train mnist --model convnet       (ConvNet 32-64-256)
+Run      nnkit train mnist
+         JAX_NUM_CPU_DEVICES=2 nnkit train mnist --model convnet --epochs 6 --devices 2
 Takes    see experiments/README.md
 Result   see experiments/README.md
 """
@@ -28,6 +28,7 @@ class Config:
       batch_size: examples per step.
       learning_rate: peak rate of AdamW; one epoch of warm-up, then cosine decay to 0.
       weight_decay: of AdamW.
+      devices: over which each batch is split; on CPU set JAX_NUM_CPU_DEVICES to it.
       seed: base of everything random.
     """
 
@@ -37,6 +38,7 @@ class Config:
     batch_size: int = 200
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
+    devices: int = 1
     seed: int = 0
 
     def __post_init__(self):
@@ -45,20 +47,24 @@ class Config:
             seeds=self.seeds,
             epochs=self.epochs,
             batch_size=self.batch_size,
+            devices=self.devices,
         )
 
 
 def build(config: Config):
     """(step, train, evaluations): the seeds as one Step."""
+    import jax
     import optax
+    from jax.sharding import PartitionSpec as P
 
     from nnkit import data, losses, metrics, models
 
     train = data.tfds("mnist", split="train", batch_size=config.batch_size, seed=config.seed)
     test = data.tfds("mnist", split="test", batch_size=1000)
 
+    # a vmapped convolution is a grouped one, which is slow on CPU: there members are unrolled
     model, each = {
-        "mlp": (models.MLP(widths=(800, 800, 10), dropout=0.5, dropout_in=0.2), None),
+        "mlp": (models.MLP(widths=(800, 800, 10), dropout=0.5, dropout_in=0.2), jax.vmap),
         "convnet": (models.ConvNet(channels=(32, 64), hidden=256, norm=True), nk.unrolled),
     }[config.model]
     task = nk.supervised(model, losses.cross_entropy, accuracy=metrics.accuracy)
@@ -66,10 +72,9 @@ def build(config: Config):
     steps = config.epochs * len(train)
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, len(train), steps)
     tx = optax.adamw(rate, weight_decay=config.weight_decay)
-    one = nk.step(nk.gradient(task), tx)
-    # a vmapped convolution is a grouped one, which is slow on CPU: there members are unrolled
-    step = nk.ensemble(one, config.seeds, **({"each": each} if each else {}))
-    return step, train, {"test": nk.evaluate(nk.stacked(task), test)}
+    step = nk.ensemble(nk.step(nk.gradient(task), tx), config.seeds, each=each)
+    step = nk.shard(step, nk.mesh(data=config.devices), batch=P("data"))
+    return step, train, {"test": nk.evaluate(nk.stacked(task, each=each), test)}
 
 
 def main(config: Config, folder=None):

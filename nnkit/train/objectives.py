@@ -377,13 +377,14 @@ def adapt(objective: Objective, params, carry=None, *, fresh=lambda path: False)
     return objective._replace(init=init)
 
 
-def stacked(objective: Objective) -> Objective:
+def stacked(objective: Objective, *, each: Callable = jax.vmap) -> Objective:
     """Evaluate a stack of members at once: params and carry have a leading axis [n].
 
     For the weights of `ensemble` and `sweep`; the loss has total [n] and weight [n].
 
     Args:
       objective: the Objective of one member.
+      each: how a function is mapped over members: `jax.vmap`, `unrolled` or `in_turn`.
 
     Returns:
       An Objective to evaluate. Its `init` raises: the members come from `ensemble` or `sweep`.
@@ -407,9 +408,9 @@ def stacked(objective: Objective) -> Objective:
 
     def loss(params, carry, batch, key):
         if key is None:
-            return jax.vmap(lambda p, c: objective.loss(p, c, batch, None))(params, carry)
+            return each(lambda p, c: objective.loss(p, c, batch, None))(params, carry)
         n = jax.tree.leaves(params)[0].shape[0]
-        each = jax.random.split(keys.fold(key, "stacked"), n)
-        return jax.vmap(lambda p, c, k: objective.loss(p, c, batch, k))(params, carry, each)
+        own = jax.random.split(keys.fold(key, "stacked"), n)
+        return each(lambda p, c, k: objective.loss(p, c, batch, k))(params, carry, own)
 
     return Objective(init, loss)

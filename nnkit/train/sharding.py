@@ -71,11 +71,12 @@ def shard(
                     )
 
     def place(tree):
-        def put(path, x):
+        def put(path, x, data):  # typed keys by their data, whose leading axes are those of x
             spec = state(trees.path_name(path), x, mesh)
-            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+            return jax.lax.with_sharding_constraint(data, NamedSharding(mesh, spec))
 
-        return jax.tree_util.tree_map_with_path(put, tree)
+        placed = jax.tree_util.tree_map_with_path(put, tree, trees.plain(tree))
+        return trees.keyed(placed, tree)
 
     def init(key, first):
         check(first)

@@ -3,8 +3,9 @@
 The recipe of experiments/digits.py: 4 learning rates x 5 seeds of an MLP with dropout. The single
 runs are given every chance: hyperparameters are traced values, so that all twenty share one
 program, compiled before the clock starts. Same batches, on the device; same number of steps.
+`spread` is what the experiment does: two cores as two devices, each with ten runs in turn.
 
-Run      JAX_PLATFORMS=cpu python -m benchmarks.sweep [vmap | unrolled | in_turn]
+Run      JAX_PLATFORMS=cpu python -m benchmarks.sweep [spread | vmap | unrolled | in_turn]
 Writes   results/sweep_<how>.json; target <= 0.6
 Fails    if a loss of a member differs by more than 1e-6 from its single run's in 100 steps, or if
          fit compiles the update other than once
@@ -25,9 +26,15 @@ from benchmarks.compare import compare
 from experiments import digits
 from nnkit import data, losses, metrics, models
 
+jax.config.update("jax_num_cpu_devices", 2)
 CONFIG = digits.Config(steps=300)
 CHECKED = 100
-EACH = {"vmap": jax.vmap, "unrolled": nk.train.unrolled, "in_turn": nk.train.in_turn}
+EACH = {
+    "spread": lambda: nk.spread(nk.mesh(run=2)),
+    "vmap": lambda: jax.vmap,
+    "unrolled": lambda: nk.unrolled,
+    "in_turn": lambda: nk.in_turn,
+}
 
 
 def recipe(h):
@@ -99,10 +106,10 @@ def compilations(step, batches):
     return dict(counts)
 
 
-def main(how="vmap"):
+def main(how="spread"):
     train, _ = data.embedded("digits", batch_size=CONFIG.batch_size, seed=CONFIG.seed)
     batches = [jax.device_put(b) for b in itertools.islice(train.stream(), CONFIG.steps)]
-    step = nk.sweep(recipe, GRID, each=EACH[how])
+    step = nk.sweep(recipe, GRID, each=EACH[how]())
     singles, run = one_by_one(batches), together(step, batches)
     gaps = differences(step, run, singles)  # compiles both sides, too
     print(f"largest differences in {CHECKED} steps: {gaps}")

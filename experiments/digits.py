@@ -11,6 +11,7 @@ Result   see experiments/README.md
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import nnkit as nk
 
@@ -27,6 +28,8 @@ class Config:
       weight_decay: of AdamW.
       batch_size: examples per step.
       steps: updates per run.
+      devices: over which the runs are spread, where there are as many; the results do not depend
+        on it. On CPU the command line makes that many of the cores.
       seed: base of everything random.
     """
 
@@ -37,6 +40,7 @@ class Config:
     weight_decay: float = 1e-2
     batch_size: int = 64
     steps: int = 1_500
+    devices: int = 2
     seed: int = 0
 
     def __post_init__(self):
@@ -45,11 +49,13 @@ class Config:
             seeds=self.seeds,
             batch_size=self.batch_size,
             steps=self.steps,
+            devices=self.devices,
         )
 
 
 def build(config: Config):
     """(step, train, evaluations): 20 runs as one Step."""
+    import jax
     import optax
 
     from nnkit import data, losses, metrics, models
@@ -71,11 +77,14 @@ def build(config: Config):
         decay=[config.weight_decay],
         seed=range(config.seeds),
     )
+    runs = config.seeds * len(config.learning_rates)
+    devices = math.gcd(runs, min(config.devices, len(jax.devices())))
+    each = nk.spread(nk.mesh(run=devices))  # a member equals its single run to the last bit
     evaluations = {
-        split: nk.evaluate(nk.stacked(task), batches, split=split)
+        split: nk.evaluate(nk.stacked(task, each=each), batches, split=split)
         for split, batches in {"validation": validation, "test": test}.items()
     }
-    return nk.sweep(recipe, grid), train, evaluations
+    return nk.sweep(recipe, grid, each=each), train, evaluations
 
 
 def main(config: Config, folder=None):

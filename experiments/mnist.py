@@ -4,7 +4,7 @@ Five seeds are one compiled program: they differ in first weights and dropout, a
 batches. Nothing is chosen on the test part; it is reported after the last step.
 
 Run      nnkit train mnist
-         JAX_NUM_CPU_DEVICES=2 nnkit train mnist --model convnet --epochs 6 --devices 2
+         nnkit train mnist --model convnet --epochs 6 --devices 2
 Takes    see experiments/README.md
 Result   see experiments/README.md
 """
@@ -28,7 +28,8 @@ class Config:
       batch_size: examples per step.
       learning_rate: peak rate of AdamW; one epoch of warm-up, then cosine decay to 0.
       weight_decay: of AdamW.
-      devices: over which each batch is split; on CPU set JAX_NUM_CPU_DEVICES to it.
+      devices: over which each batch is split. On CPU the command line makes that many of the
+        cores.
       seed: base of everything random.
     """
 

@@ -44,7 +44,7 @@ _WHERE = {
     "nnkit.train": (
         "Gradient Objective Step accumulate adapt clipped ema ensemble frozen gradient half "
         "in_turn objective pair penalised per_example product repeat sam seeded shard "
-        "skip_nonfinite stacked step supervised sweep unrolled"
+        "skip_nonfinite spread stacked step supervised sweep unrolled"
     ).split(),
     "nnkit.parallel": ("mesh", "rules"),
     "nnkit.checkpoint": ("Checkpoints",),
@@ -97,6 +97,7 @@ if TYPE_CHECKING:  # what the lazy doors below lead to, for editors and type che
         seeded,
         shard,
         skip_nonfinite,
+        spread,
         stacked,
         step,
         supervised,

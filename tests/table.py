@@ -146,6 +146,7 @@ STEPS = {
     "ensemble_in_turn": lambda: nk.ensemble(plain_step(), 3, each=nk.in_turn),
     "sweep": lambda: nk.sweep(recipe, grid()),
     "sweep_unrolled": lambda: nk.sweep(recipe, grid(), each=nk.unrolled),
+    "sweep_spread": lambda: nk.sweep(recipe, grid(), each=nk.spread(nk.mesh(run=4))),
     "skip(sweep)": lambda: nk.skip_nonfinite(nk.sweep(recipe, grid())),
     "ensemble(sweep)": lambda: nk.ensemble(nk.sweep(recipe, grid()), 2),
     "shard": lambda: nk.shard(nk.ema(plain_step(), 0.9), nk.mesh(data=8), batch=P("data")),

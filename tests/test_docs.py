@@ -73,7 +73,15 @@ def test_the_map_names_what_it_exports():
         assert getattr(nk, name) is not None
     listed = set(re.findall(r"`(\w+)`", nk.__doc__))
     for name in nk.train.__all__:
-        if name not in ("pair", "product", "in_turn", "unrolled", "objective", "supervised"):
+        if name not in (
+            "pair",
+            "product",
+            "in_turn",
+            "unrolled",
+            "spread",
+            "objective",
+            "supervised",
+        ):
             assert name in listed | {"gradient", "step"}, f"{name} is not on the map"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = nk.nothing

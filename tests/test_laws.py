@@ -82,7 +82,7 @@ def test_init_returns_no_aliased_buffers(name):
 
 @rows(STEPS)
 def test_a_step_keeps_its_form_compiles_once_and_learns(name):
-    step, make, update, state = built(name)
+    _, make, update, state = built(name)
     form = jax.tree.map(lambda x: (x.shape, x.dtype), state)
     state, first = update(own(state), make(0))
     later = [make(i) for i in range(1, 5)]
@@ -99,7 +99,7 @@ def test_a_step_keeps_its_form_compiles_once_and_learns(name):
 
 @rows(STEPS)
 def test_save_at_step_k_and_resume_is_bitwise_the_same(name, tmp_path):
-    step, make, update, start = built(name)
+    _, make, update, start = built(name)
     state = own(start)
     for i in range(2):
         state, _ = update(state, make(i))
@@ -210,13 +210,21 @@ def alone():
     return found
 
 
-@pytest.mark.parametrize("each", [jax.vmap, nk.unrolled, nk.in_turn])
+EACH = {
+    "vmap": jax.vmap,
+    "unrolled": nk.unrolled,
+    "in_turn": nk.in_turn,
+    "spread": nk.spread(nk.mesh(run=8)),
+}
+
+
+@pytest.mark.parametrize("each", EACH)
 def test_sweep_i_is_the_recipe_of_grid_i(each):
-    step = nk.sweep(recipe, grid(), each=each)
+    step = nk.sweep(recipe, grid(), each=EACH[each])
     state, metrics = trained(step)
     for i, (weights, loss) in enumerate(alone()):
         mine = jax.tree.map(lambda x, i=i: x[i], step.weights(state))
-        close(mine, weights, rtol=1e-4, atol=1e-5)
+        close(mine, weights, rtol=1e-6, atol=1e-6)
         assert abs(float(metrics["loss"].value[i]) - loss) < 1e-6
 
 
@@ -396,7 +404,7 @@ def test_gradients_are_finite_differences(name):
     """Directional derivative in float64."""
     switch = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
     start, single = jax.device_get((PLAIN.init(jax.random.key(KEY), batch(1))[0], batch(1)))
-    wide = lambda tree: jax.tree.map(  # noqa: E731
+    wide = lambda tree: jax.tree.map(
         lambda x: jnp.asarray(x, jnp.float64) if x.dtype == np.float32 else jnp.asarray(x), tree
     )
     with switch(True):

@@ -48,13 +48,14 @@ def evaluate(words: list[str]) -> int:
     import jax
 
     import nnkit as nk
-    from nnkit.cli.train import cache_programs, load
+    from nnkit.cli.train import cache_programs, cores_as_devices, load
     from nnkit.loop.tables import print_table
 
     cache_programs()
     module = load(record["experiment"])
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
     config = module.Config(**fields)
+    cores_as_devices(config)
     step, train, evaluations = module.build(config)
     state = nk.init(step, jax.random.key(config.seed), next(iter(train)))
     saved = nk.Checkpoints(folder / "checkpoints", keep_best=record.get("keep_best"))

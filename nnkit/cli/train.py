@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import os
@@ -151,6 +152,7 @@ def conduct(module: ModuleType, name: str, words: list[str]) -> int:
         print(error)
         return 2
     cache_programs()
+    cores_as_devices(config)
     print(f"run folder {place}", flush=True)
     try:
         module.main(config, place)
@@ -182,6 +184,18 @@ def unused(folder: Path) -> Path:
         n += 1
         place = folder.with_name(f"{folder.name}-{n}")
     return place
+
+
+def cores_as_devices(config) -> None:
+    """On CPU, as many devices as the configuration wants, if it has the field `devices`.
+
+    >>> cores_as_devices(load("digits").Config())
+    """
+    import jax
+
+    if getattr(config, "devices", 1) > 1 and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # jax has started already: it stays as it is
+            jax.config.update("jax_num_cpu_devices", config.devices)
 
 
 def cache_programs() -> None:

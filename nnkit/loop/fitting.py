@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -72,66 +73,111 @@ def fit(
     """
     expect("fit", step, Step)
     steps = updates(steps, batches)
-    hooks = _hooks(every)
-    log_every = _interval(log_every, steps)
-    update, fingerprint = advance(step), getattr(batches, "fingerprint", None)
-    start, rows = 0, []
-    if run is not None:
-        state, start, rows = run.resume(state, fingerprint)
-        if start >= steps or (stop is not None and rows and stop(rows)):
-            return state, rows
-        run.mark("running")
-        if start and progress is not False:
-            print(f"resuming {run.folder} at step {start:,} of {steps:,}", flush=True)
-    save_every = run.save_every if run is not None else None
-    sums = zeros = None
-    began = time.monotonic() - (rows[-1]["time"] if rows else 0.0)
-    stopped = False
-
-    def put(i, row):
-        row = {"step": i, "time": round(time.monotonic() - began, 3), **row}
-        rows.append(row)
-        if run is not None:
-            run.log(row)
-        bar.update(i, row)
-
+    plan = Plan(steps, _hooks(every), _interval(log_every, steps), stop, run)
+    state, start, rows = _resumed(run, state, batches, steps, progress)
+    if start >= steps or (stop is not None and rows and stop(rows)):
+        return state, rows  # finished before
+    update, sums, i = advance(step), None, start
     with Progress(start, steps, show=progress) as bar:
+        book = Book(step, plan, rows, getattr(batches, "fingerprint", None), bar)
         for i, batch in zip(range(start + 1, steps + 1), _stream(batches, start)):
-            if zeros is None:
-                inspect_batch(batch)
-                zeros = no_sums(step, state, batch)
-                sums = jax.device_put(zeros)
+            sums = book.begin(state, batch) if sums is None else sums
             state, sums = update(state, sums, batch)
-            due = [hook for n, hook in hooks if i % n == 0 or i == steps]
-            saving = run is not None and (i == steps or (save_every and i % save_every == 0))
-            doubled = i & (i - 1) == 0
-            if not (due or saving or doubled or i % log_every == 0 or i == steps):
-                bar.update(i)
-                continue
-            row = read(jax.device_get(sums))
-            sums = jax.device_put(zeros)
-            _finite(row, i, state)
-            put(i, row)
-            for hook in due:
-                found = hook(*step.weights(state))
-                if found is not None:
-                    put(i, found)
-            stopped = bool(due and stop is not None and stop(rows))
-            if saving or (stopped and run is not None):
-                run.save(i, state, rows, fingerprint)
-            if stopped:
-                break
-        else:
-            if zeros is None or i < steps:
-                done = start if zeros is None else i
-                raise ValueError(
-                    f"the data ended after {done} of {steps} steps; pass a re-iterable such as a "
-                    "list or a Batches, or fewer steps"
-                )
+            if plan.due(i):
+                sums = book.write(i, state, sums)
+                if book.stopped:
+                    break
+            bar.update(i)
+    if i < steps and not book.stopped:
+        raise ValueError(
+            f"the data ended after {i} of {steps} steps; pass a re-iterable such as a list or a "
+            "Batches, or fewer steps"
+        )
     if run is not None:
         run.checkpoints.wait()
         run.mark("done")
     return state, rows
+
+
+class Plan(NamedTuple):
+    """What happens at which step: pure functions of the step number.
+
+    >>> plan = Plan(100, [], 10, None, None)
+    >>> [i for i in range(1, 31) if plan.due(i)]
+    [1, 2, 4, 8, 10, 16, 20, 30]
+    """
+
+    steps: int
+    hooks: list[tuple[int, Callable]]
+    log_every: int
+    stop: Callable | None
+    run: Run | None
+
+    def hooked(self, i: int) -> list[Callable]:
+        """The hooks to call after step i."""
+        return [hook for n, hook in self.hooks if i % n == 0 or i == self.steps]
+
+    def saves(self, i: int) -> bool:
+        """Is there a checkpoint after step i?"""
+        every = self.run.save_every if self.run is not None else None
+        return self.run is not None and (i == self.steps or bool(every and i % every == 0))
+
+    def due(self, i: int) -> bool:
+        """Is there anything to write after step i? A checkpoint is, so that it needs no sums."""
+        doubled = i & (i - 1) == 0
+        return doubled or i % self.log_every == 0 or self.saves(i) or bool(self.hooked(i))
+
+
+class Book:
+    """The rows of a run, and what is written when they are due."""
+
+    def __init__(self, step: Step, plan: Plan, rows: list, fingerprint, bar: Progress):
+        self.step, self.plan, self.rows, self.fingerprint, self.bar = (
+            step, plan, rows, fingerprint, bar,
+        )  # fmt: skip
+        self.began = time.monotonic() - (rows[-1]["time"] if rows else 0.0)
+        self.stopped = False
+
+    def begin(self, state, batch):
+        """Look at the first batch; zeros to add the metrics to."""
+        inspect_batch(batch)
+        self.zeros = no_sums(self.step, state, batch)
+        return jax.device_put(self.zeros)
+
+    def write(self, i: int, state, sums):
+        """Rows, hooks and a checkpoint after step i; the next zeros."""
+        row = read(jax.device_get(sums))
+        _finite(row, i, state)
+        self._put(i, row)
+        hooks = self.plan.hooked(i)
+        for hook in hooks:
+            found = hook(*self.step.weights(state))
+            if found is not None:
+                self._put(i, found)
+        stop, run = self.plan.stop, self.plan.run
+        self.stopped = bool(hooks and stop is not None and stop(self.rows))
+        if run is not None and (self.stopped or self.plan.saves(i)):
+            run.save(i, state, self.rows, self.fingerprint)
+        return jax.device_put(self.zeros)
+
+    def _put(self, i: int, row: Mapping) -> None:
+        row = {"step": i, "time": round(time.monotonic() - self.began, 3), **row}
+        self.rows.append(row)
+        if self.plan.run is not None:
+            self.plan.run.log(row)
+        self.bar.update(i, row)
+
+
+def _resumed(run: Run | None, state, batches, steps: int, progress):
+    """(state, steps done, rows): from the newest checkpoint of the run, if there is one."""
+    if run is None:
+        return state, 0, []
+    state, start, rows = run.resume(state, getattr(batches, "fingerprint", None))
+    if start < steps and run.status != "done":
+        run.mark("running")
+    if 0 < start < steps and progress is not False:
+        print(f"resuming {run.folder} at step {start:,} of {steps:,}", flush=True)
+    return state, start, rows
 
 
 def updates(steps, batches) -> int:

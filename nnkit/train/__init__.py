@@ -1,7 +1,7 @@
 """Rank 2, the heart: Objective -> Gradient -> Step, and the techniques that wrap each."""
 
 from nnkit.train.gradients import Gradient, accumulate, clipped, gradient, per_example, sam
-from nnkit.train.members import ensemble, in_turn, product, sweep, unrolled
+from nnkit.train.members import ensemble, in_turn, product, spread, sweep, unrolled
 from nnkit.train.objectives import (
     Objective,
     adapt,
@@ -39,6 +39,7 @@ __all__ = [
     "seeded",
     "shard",
     "skip_nonfinite",
+    "spread",
     "stacked",
     "step",
     "supervised",

@@ -143,7 +143,7 @@ def accumulate(g: Gradient, n: int) -> Gradient:
             found, carry = one(carry, *xs)
             return (add(total, found), carry), None
 
-        shapes, _ = jax.eval_shape(one, carry, *jax.tree.map(lambda x: x[0], (slices, keys)))
+        shapes, _ = jax.eval_shape(lambda *xs: one(carry, *_first(xs)), slices, keys)
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         ((mean, metrics), carry), _ = jax.lax.scan(body, (zero, carry), (slices, keys))
         return mean, (carry, metrics)
@@ -163,6 +163,11 @@ def _sliced(batch, n, who):
         return jnp.moveaxis(jnp.reshape(x, (x.shape[0] // n, n, *x.shape[1:])), 1, 0)
 
     return jax.tree_util.tree_map_with_path(cut, batch)
+
+
+def _first(tree):
+    """The first slice of every leaf [n ...]; traced apart, it does not count as a use of a key."""
+    return jax.tree.map(lambda x: x[0], tree)
 
 
 def clipped(g: Gradient, norm) -> Gradient:
@@ -312,8 +317,7 @@ def per_example(objective: Objective, clip, noise=0.0, *, microbatch: int | None
         def body(total, xs):
             return add(total, few(*xs)), None
 
-        first = jax.tree.map(lambda x: x[0], (rows, keys))
-        shapes = jax.eval_shape(few, *first)
+        shapes = jax.eval_shape(lambda *xs: few(*_first(xs)), rows, keys)
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (mean, metrics), _ = jax.lax.scan(body, zero, (rows, keys))
         return Mean(_noisy(mean.total, clip, noise, key_noise), mean.weight), (carry, metrics)

@@ -72,8 +72,12 @@ class Checkpoints:
             raise NotADirectoryError(f"{folder} is a file, expected a folder; give another name")
         if isinstance(keep_last, bool) or not isinstance(keep_last, int) or keep_last < 1:
             raise ValueError(f"keep_last is {keep_last!r}, expected an int of at least 1")
-        pair = isinstance(keep_best, (tuple, list)) and len(keep_best) == 2
-        named = pair and isinstance(keep_best[0], str) and keep_best[1] in ("max", "min")
+        named = (
+            isinstance(keep_best, (tuple, list))
+            and len(keep_best) == 2
+            and isinstance(keep_best[0], str)
+            and keep_best[1] in ("max", "min")
+        )
         if keep_best is not None and not named:
             raise ValueError(f'keep_best is {keep_best!r}, expected such as ("accuracy", "max")')
         self.keep_last, self.keep_best = keep_last, keep_best

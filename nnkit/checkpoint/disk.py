@@ -65,7 +65,7 @@ def load(folder: Path, rows) -> dict[str, np.ndarray]:
     blank = {row["name"]: leaves.blank(row) for row in rows}
     stored = {name: leaves.encode(a) for name, a in blank.items() if a.size}
     if stored:
-        stored = ocp.load_checkpointables(folder / "arrays", {"state": stored})["state"]
+        stored = ocp.load_checkpointables(str(folder / "arrays"), {"state": stored})["state"]
     arrays = {}
     for row in rows:
         name, like = row["name"], blank[row["name"]]

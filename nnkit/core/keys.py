@@ -28,7 +28,7 @@ def fold(key, *marks):
     >>> bool((jax.random.key_data(a) == jax.random.key_data(b)).all())
     False
     """
-    if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+    if not jax.numpy.issubdtype(getattr(key, "dtype", object), jax.dtypes.prng_key):
         raise TypeError(f"key is {_kind(key)}, expected a typed key: jax.random.key(seed)")
     for mark in marks:
         if isinstance(mark, str):

@@ -117,7 +117,7 @@ def is_key(x) -> bool:
     >>> is_key(jax.random.key(0)), is_key(jnp.zeros(2))
     (True, False)
     """
-    return jax.dtypes.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key)
+    return jnp.issubdtype(getattr(x, "dtype", object), jax.dtypes.prng_key)
 
 
 def plain(tree):
@@ -257,6 +257,8 @@ def _places(x) -> set[tuple[Any, int]]:
     """(device, address) of each buffer of an array."""
     if is_key(x):
         x = jax.random.key_data(x)
-    if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer) or not x.size:
+    # jax imports jax.core itself; the checker does not see it
+    traced = isinstance(x, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
+    if not isinstance(x, jax.Array) or traced or not x.size:
         return set()
     return {(s.device, s.data.unsafe_buffer_pointer()) for s in x.addressable_shards}

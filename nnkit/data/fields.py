@@ -80,7 +80,7 @@ def _array(name: str, value) -> np.ndarray:
             f"{name} is ragged (rows of different lengths), expected one shape for all examples; "
             "pad the rows to one length and pass a mask"
         ) from None
-    if not (jax.dtypes.issubdtype(array.dtype, np.number) or array.dtype == bool):
+    if not (jax.numpy.issubdtype(array.dtype, np.number) or array.dtype == bool):
         if array.dtype == object and array.ndim and len({np.shape(v) for v in array}) > 1:
             raise ValueError(
                 f"{name} is ragged (rows of different lengths), expected one shape for all "
@@ -151,7 +151,7 @@ def _narrow(name: str, array: np.ndarray) -> np.ndarray:
 
 def _finite(name: str, array: np.ndarray) -> None:
     """No NaN, no inf."""
-    if not jax.dtypes.issubdtype(array.dtype, np.inexact):
+    if not jax.numpy.issubdtype(array.dtype, np.inexact):
         return
     good = np.isfinite(array)
     if not good.all():

@@ -163,14 +163,14 @@ def _records(builder, split: str, map, x, y) -> _Records:
     import tensorflow_datasets
 
     features = builder.info.features
+    image: Any = tensorflow_datasets.features.Image  # its annotations allow for nested shapes
     images = {
         name: feature.shape[-1]
         for name, feature in features.items()
-        if isinstance(feature, tensorflow_datasets.features.Image)
-        and np.dtype(feature.np_dtype) == np.uint8
+        if isinstance(feature, image) and np.dtype(feature.np_dtype) == np.uint8
     }
     decoders: Any = {name: tensorflow_datasets.decode.SkipDecoding() for name in images}
-    chosen = {to: name for to, name in (("x", x), ("y", y)) if name is not None}
+    chosen: dict[str, str] = {to: name for to, name in (("x", x), ("y", y)) if name is not None}
     strict = bool(chosen) or map is None
     declared = builder.info.supervised_keys
     if not chosen and isinstance(declared, tuple) and len(declared) == 2:

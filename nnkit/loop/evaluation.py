@@ -57,8 +57,8 @@ def read(*sums) -> dict:
     """Trees of `Mean`s on the host, added in float64: floats, or arrays [n ...] of members."""
     row = {}
     for name in sums[0]:
-        total = sum(np.asarray(s[name].total, np.float64) for s in sums)
-        weight = sum(np.asarray(s[name].weight, np.float64) for s in sums)
+        total = sum((np.asarray(s[name].total, np.float64) for s in sums), np.float64(0))
+        weight = sum((np.asarray(s[name].weight, np.float64) for s in sums), np.float64(0))
         with np.errstate(divide="ignore", invalid="ignore"):
             value = np.asarray(
                 total / weight.reshape(weight.shape + (1,) * (total.ndim - weight.ndim))

@@ -15,7 +15,7 @@ from nnkit.data import prefetch
 from nnkit.loop.evaluation import read
 from nnkit.loop.progress import Progress
 from nnkit.loop.records import Run
-from nnkit.loop.start import advance, inspect_batch, no_sums
+from nnkit.loop.start import compiled, inspect_batch, traced
 from nnkit.train import Step
 from nnkit.train.nouns import expect
 
@@ -77,17 +77,21 @@ def fit(
     state, start, rows = _resumed(run, state, batches, steps, progress)
     if start >= steps or (stop is not None and rows and stop(rows)):
         return state, rows  # finished before
-    update, sums, i = advance(step), None, start
+    update, i = compiled(step), start
     with Progress(start, steps, show=progress) as bar:
         book = Book(step, plan, rows, getattr(batches, "fingerprint", None), bar)
         for i, batch in zip(range(start + 1, steps + 1), _stream(batches, start)):
-            sums = book.begin(state, batch) if sums is None else sums
-            state, sums = update(state, sums, batch)
-            if plan.due(i):
-                sums = book.write(i, state, sums)
-                if book.stopped:
-                    break
-            bar.update(i)
+            if i == start + 1:
+                inspect_batch(batch)
+                traced(step, state, batch)
+            state, metrics = update(state, batch)
+            book.add(metrics)
+            if not plan.due(i):
+                bar.update(i)
+                continue
+            book.write(i, state)
+            if book.stopped:
+                break
     if i < steps and not book.stopped:
         raise ValueError(
             f"the data ended after {i} of {steps} steps; pass a re-iterable such as a list or a "
@@ -123,9 +127,9 @@ class Plan(NamedTuple):
         return self.run is not None and (i == self.steps or bool(every and i % every == 0))
 
     def due(self, i: int) -> bool:
-        """Is there anything to write after step i? A checkpoint is, so that it needs no sums."""
-        doubled = i & (i - 1) == 0
-        return doubled or i % self.log_every == 0 or self.saves(i) or bool(self.hooked(i))
+        """Is there a row after step i? With a checkpoint there is: it has no sums to remember."""
+        regular = i & (i - 1) == 0 or i % self.log_every == 0 or i == self.steps
+        return regular or self.saves(i) or bool(self.hooked(i))
 
 
 class Book:
@@ -137,16 +141,16 @@ class Book:
         )  # fmt: skip
         self.began = time.monotonic() - (rows[-1]["time"] if rows else 0.0)
         self.stopped = False
+        self.pending: list = []  # metrics since the last row, on the device: adding costs nothing
 
-    def begin(self, state, batch):
-        """Look at the first batch; zeros to add the metrics to."""
-        inspect_batch(batch)
-        self.zeros = no_sums(self.step, state, batch)
-        return jax.device_put(self.zeros)
+    def add(self, metrics) -> None:
+        """Keep the metrics of one update; nothing is waited for."""
+        self.pending.append(metrics)
 
-    def write(self, i: int, state, sums):
-        """Rows, hooks and a checkpoint after step i; the next zeros."""
-        row = read(jax.device_get(sums))
+    def write(self, i: int, state) -> None:
+        """Rows, hooks and a checkpoint after step i."""
+        row = read(*jax.device_get(self.pending))
+        self.pending.clear()
         _finite(row, i, state)
         self._put(i, row)
         hooks = self.plan.hooked(i)
@@ -158,7 +162,6 @@ class Book:
         self.stopped = bool(hooks and stop is not None and stop(self.rows))
         if run is not None and (self.stopped or self.plan.saves(i)):
             run.save(i, state, self.rows, self.fingerprint)
-        return jax.device_put(self.zeros)
 
     def _put(self, i: int, row: Mapping) -> None:
         row = {"step": i, "time": round(time.monotonic() - self.began, 3), **row}
@@ -230,7 +233,7 @@ def _finite(row, i, state) -> None:
     bad = [
         path
         for path, x in trees.paths(state)
-        if jax.dtypes.issubdtype(x.dtype, np.inexact) and not np.isfinite(np.asarray(x)).all()
+        if jax.numpy.issubdtype(x.dtype, np.inexact) and not np.isfinite(np.asarray(x)).all()
     ]
     where = f"first in the state at {bad[0]!r}" if bad else "the state itself is still finite"
     raise FloatingPointError(

@@ -109,7 +109,7 @@ class Progress:
 
     def _paint(self, step: int, now: float) -> None:
         rate = (step - self.start) / max(now - self.began, 1e-9)
-        if self.bar is not None:
+        if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=step, description=f"{rate:,.0f}/s  {self.text}")
         elif self.handle is not None:
             text = f"step {step:,}/{self.steps:,}  {rate:,.0f}/s  {self.text}"

@@ -84,7 +84,8 @@ def run(
     steps = updates(steps, train)
     schedule = optax.cosine_decay_schedule(learning_rate, steps)
     move = step(gradient(task), optax.adamw(schedule) if tx is None else tx)
-    config = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "tx": str(tx is None)}
+    optimizer = "adamw, cosine" if tx is None else "given"
+    config = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "tx": optimizer}
     if folder is not None:
         claimable(folder, config)
     for line in check(task, train, seed=checked(seed)):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from nnkit.core import means, trees
+from nnkit.core import trees
 from nnkit.train import Step
 from nnkit.train.nouns import expect
 
@@ -43,7 +43,7 @@ def init(step: Step, key, batch):
         raise TypeError(f"key is {key!r:.60}, expected a typed key: jax.random.key(seed)")
     inspect_batch(batch)
     state = jax.eval_shape(lambda key: step.init(key, batch), key)  # sees the values of the batch
-    problem = trees.difference(jax.eval_shape(step.update, state, batch)[0], state)
+    problem = trees.difference(traced(step, state, batch)[0], state)
     if problem:
         raise ValueError(f"update gives back another state than it takes: {problem}")
     return trees.unaliased(jax.jit(step.init)(key, batch), key, batch)
@@ -57,7 +57,7 @@ def inspect_batch(batch) -> None:
             '{"x": ..., "y": ...}'
         )
     sizes = {}
-    for name, leaf in trees.paths(batch):
+    for name, leaf in trees.paths(jax.device_get(batch)):
         x = np.asarray(leaf)
         if x.dtype.kind not in "biufcV":  # V: bfloat16 and its kin
             raise TypeError(f"batch[{name!r}] has dtype {x.dtype}, expected numbers: encode it")
@@ -66,7 +66,7 @@ def inspect_batch(batch) -> None:
                 f"batch[{name!r}] is a scalar, expected a leading axis [b ...]: np.full(b, value)"
             )
         sizes[name] = x.shape[0]
-        if jax.dtypes.issubdtype(x.dtype, np.inexact) and not np.isfinite(x).all():
+        if jax.numpy.issubdtype(x.dtype, np.inexact) and not np.isfinite(x).all():
             rows = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
             raise ValueError(
                 f"batch[{name!r}] has {len(rows)} rows with NaN or infinity, the first is row "
@@ -87,24 +87,18 @@ def inspect_batch(batch) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def advance(step: Step):
-    """(state, sums, batch) -> (state, sums + metrics), compiled once per Step and donated."""
-
-    def move(state, sums, batch):
-        state, metrics = step.update(state, batch)
-        return state, means.add(sums, metrics)
-
-    return jax.jit(move, donate_argnums=(0, 1))
+def compiled(step: Step):
+    """`step.update`, compiled once per Step, however often `fit` is called; donates the state."""
+    return jax.jit(step.update, donate_argnums=0)
 
 
-def no_sums(step: Step, state, batch):
-    """Zeros of the form of the metrics of one update."""
+def traced(step: Step, state, batch):
+    """Shapes of (state, metrics) after an update; what is wrong with it raises here."""
     try:
-        shapes = jax.eval_shape(step.update, state, batch)[1]
+        return compiled(step).eval_shape(state, batch)
     except Exception as error:
         error.add_note(
             "this happened in the first update: if it is the state of another step, "
             "make it by nk.init(step, key, batch); if the batch differs from that of init, mend it"
         )
         raise
-    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)

@@ -312,7 +312,7 @@ def per_example(objective: Objective, clip, noise=0.0, *, microbatch: int | None
             return jax.tree.map(lambda x: x.sum(0), found)
 
         rows = jax.tree.map(lambda x: jnp.reshape(x, (b // size, size, *x.shape[1:])), batch)
-        keys = None if key is None else jax.random.split(key_loss, (b // size, size))
+        keys = None if key_loss is None else jax.random.split(key_loss, (b // size, size))
 
         def body(total, xs):
             return add(total, few(*xs)), None

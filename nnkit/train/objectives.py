@@ -79,15 +79,16 @@ def pair(model) -> tuple[Callable, Callable]:
             f"model is {model!r:.80}, expected a Flax Linen module (an instance, not the class) "
             "or a tuple (init, apply) of pure functions; NNX modules enter by nnkit.interop.nnx"
         )
+    module: Any = model  # has init and apply, whatever its type
     modal = "train" in inspect.signature(type(model).__call__).parameters
 
     def init(key, x):
-        variables = dict(model.init({"params": key}, x))
+        variables = dict(module.init({"params": key}, x))
         return variables.pop("params", {}), variables
 
     def apply(params, carry, x, key):
         train = key is not None
-        out = model.apply(
+        out = module.apply(
             {"params": params, **carry},
             x,
             **({"train": train} if modal else {}),

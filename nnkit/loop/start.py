@@ -57,7 +57,8 @@ def inspect_batch(batch) -> None:
             '{"x": ..., "y": ...}'
         )
     sizes = {}
-    for name, leaf in trees.paths(jax.device_get(batch)):
+    batch = jax.device_get(batch)  # said aloud: no implicit transfer
+    for name, leaf in trees.paths(batch):
         x = np.asarray(leaf)
         if x.dtype.kind not in "biufcV":  # V: bfloat16 and its kin
             raise TypeError(f"batch[{name!r}] has dtype {x.dtype}, expected numbers: encode it")

@@ -200,7 +200,7 @@ def test_the_host_waits_at_rows_alone(train, start, monkeypatch):
     monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(1) or get(x))
     _, rows = quiet(STEP, start(), train, steps=40, log_every=40)
     assert [row["step"] for row in rows] == [1, 2, 4, 8, 16, 32, 40]
-    assert len(fetched) == 8  # and one look at the first batch
+    assert len(fetched) == 7 + 2  # init and fit each look at their first batch
 
 
 def test_the_second_fit_compiles_nothing(train, start):

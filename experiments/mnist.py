@@ -66,7 +66,7 @@ def build(config: Config):
     # a vmapped convolution is a grouped one, which is slow on CPU: there members are unrolled
     model, each = {
         "mlp": (models.MLP(widths=(800, 800, 10), dropout=0.5, dropout_in=0.2), jax.vmap),
-        "convnet": (models.ConvNet(channels=(32, 64), hidden=256, norm=True), nk.unrolled),
+        "convnet": (models.ConvNet((32, 64), hidden=256, dropout=0.3, norm=True), nk.unrolled),
     }[config.model]
     task = nk.supervised(model, losses.cross_entropy, accuracy=metrics.accuracy)
 

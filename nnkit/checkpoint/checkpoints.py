@@ -67,7 +67,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder, *, keep_last: int = 2, keep_best: tuple[str, str] | None = None):
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # Orbax wants it, and the process may change folder
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"{folder} is a file, expected a folder; give another name")
         if isinstance(keep_last, bool) or not isinstance(keep_last, int) or keep_last < 1:
@@ -212,7 +212,7 @@ class Checkpoints:
         >>> Checkpoints("no such folder").info()
         Traceback (most recent call last):
             ...
-        FileNotFoundError: no checkpoint in no such folder; save one first, or give another folder
+        FileNotFoundError: no checkpoint in ...no such folder; save one first, or give another folder
         """
         self._background.join()
         body = listing.read(self.folder, self._exists(self.latest() if step is None else step))
@@ -237,7 +237,7 @@ class Checkpoints:
         >>> Checkpoints("no such folder").restore({"w": jnp.zeros(3)})
         Traceback (most recent call last):
             ...
-        FileNotFoundError: no checkpoint in no such folder; save one first, or give another folder
+        FileNotFoundError: no checkpoint in ...no such folder; save one first, or give another folder
         """
         self._background.join()
         if step is not None:

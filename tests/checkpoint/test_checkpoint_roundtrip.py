@@ -304,3 +304,14 @@ def test_arrays_of_several_hosts_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(type(array), "is_fully_addressable", property(lambda self: False))
     with pytest.raises(NotImplementedError, match=r"leaf a lives on several hosts .*allgather"):
         Checkpoints(tmp_path).save(1, {"a": array})
+
+
+def test_a_relative_folder_and_a_change_of_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Checkpoints("runs/a") as saver:
+        monkeypatch.chdir("/")
+        saver.save(1, {"w": jnp.arange(3.0)})
+    monkeypatch.chdir(tmp_path)
+    assert verify("runs/a") == []
+    restored = Checkpoints("runs/a").restore({"w": jnp.zeros(3)})
+    assert restored.state["w"].tolist() == [0, 1, 2]

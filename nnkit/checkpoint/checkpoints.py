@@ -212,7 +212,7 @@ class Checkpoints:
         >>> Checkpoints("no such folder").info()
         Traceback (most recent call last):
             ...
-        FileNotFoundError: no checkpoint in ...no such folder; save one first, or give another folder
+        FileNotFoundError: no checkpoint in ...; save one first, or give another folder
         """
         self._background.join()
         body = listing.read(self.folder, self._exists(self.latest() if step is None else step))
@@ -237,7 +237,7 @@ class Checkpoints:
         >>> Checkpoints("no such folder").restore({"w": jnp.zeros(3)})
         Traceback (most recent call last):
             ...
-        FileNotFoundError: no checkpoint in ...no such folder; save one first, or give another folder
+        FileNotFoundError: no checkpoint in ...; save one first, or give another folder
         """
         self._background.join()
         if step is not None:

@@ -116,11 +116,12 @@ def results(config: Config, rows):
         table.append({"learning rate": f"{rate:g}", "runs": config.seeds})
         for split in ("validation", "test"):
             table[-1][f"{split} accuracy"] = nk.loop.percent(last[split][mine])
+            table[-1][f"{split} accuracies"] = last[split][mine].tolist()
     best = max(
         range(len(table)), key=lambda i: last["validation"].reshape(len(table), -1)[i].mean()
     )
     for i, row in enumerate(table):
-        row["chosen"] = "<- best on validation" if i == best else ""
+        row["chosen"] = "<- highest on validation" if i == best else ""
     return table
 
 

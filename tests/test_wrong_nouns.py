@@ -134,6 +134,11 @@ TECHNIQUES = {
         ValueError,
         ["60 rows over 8 devices", "56 or 64"],
     ),
+    "mesh of more devices than there are": (
+        lambda: lambda: nk.mesh(data=64),
+        ValueError,
+        ["mesh(data=64) needs 64", "has 8 (cpu)", "start the program with JAX_NUM_CPU_DEVICES=64"],
+    ),
     "shard over an axis that is not": (
         lambda: lambda: nk.shard(descent(), nk.mesh(data=2), batch=PartitionSpec("run")),
         ValueError,
@@ -158,6 +163,28 @@ TECHNIQUES = {
         lambda: lambda: nk.sweep(lambda h: descent(), {"a": 0.5}),
         ValueError,
         ["grid['a']", "()", "nk.product"],
+    ),
+    "grid of a list": (
+        lambda: (
+            lambda: nk.sweep(lambda h: descent(), {"a": np.ones(3), "weight_decay": [0.0, 0.1, 1]})
+        ),
+        TypeError,
+        ["grid['weight_decay'] is a list", "jnp.array([...])", "nk.product(weight_decay=[...])"],
+    ),
+    "grid of lists of two lengths": (
+        lambda: lambda: nk.sweep(lambda h: descent(), {"a": [0.0], "b": [1, 2]}),
+        TypeError,
+        ["grid['a'] is a list", "jnp.array([...])", "nk.product(a=[...])"],
+    ),
+    "grid without names": (
+        lambda: lambda: nk.sweep(lambda h: descent(), [0.0, 1.0]),
+        TypeError,
+        ["the grid is a list", "{name: jnp.array([...])}", "nk.product(name=[...])"],
+    ),
+    "recipe asks for another name": (
+        lambda: start(nk.sweep(lambda h: descent(h["rate"]), {"rates": np.ones(2, np.float32)})),
+        KeyError,
+        ["asks for 'rate'", "the grid has ['rates']", "perhaps you meant h['rates']"],
     ),
     "empty grid": (lambda: lambda: nk.sweep(lambda h: descent(), {}), ValueError, ["empty"]),
     "ensemble of 0": (

@@ -127,7 +127,7 @@ COMMANDS = {
     "field": ("train digits --learning-rate 0.1", ["--learning-rate", "--learning-rates"]),
     "field of demo": ("demo --step 10", ["--step", "--steps"]),
     "experiment": ("train digist", ["'digist'", "'digits'", "file.py"]),
-    "no such file": ("train ideas/mine.py", ["'ideas/mine.py'", "digits", "file.py"]),
+    "no such file": ("train ideas/mine.py", ["there is no file ideas/mine.py", "digits"]),
     "verb": ("trian digits", ["'trian'", "'train'"]),
     "verb unlike any": ("xyz", ["'xyz'", "demo, train, eval"]),
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -34,9 +36,9 @@ def evaluate(words: list[str]) -> int:
     no-such-run is no run folder: it has no config.json; `nnkit ls` lists runs
     2
     """
-    if not words or words[0].startswith("-"):
+    if not words or words[0].startswith("-") or {*words[1:]} - {"--latest"}:
         print("usage: nnkit eval RUN [--latest]")
-        return 0 if words else 2
+        return 0 if words[:1] in (["-h"], ["--help"]) else 2
     folder = Path(words[0])
     record = _json(folder / "config.json")
     if record is None:
@@ -45,14 +47,22 @@ def evaluate(words: list[str]) -> int:
     if not record.get("experiment"):
         print(f"{folder} was not made by an experiment: evaluate it where its model is defined")
         return 2
+    if not _saved(folder / "checkpoints"):
+        print(f"{folder} has no checkpoint yet: train it further with the command that began it")
+        return 2
     import jax
 
     import nnkit as nk
+    from nnkit.checkpoint import CorruptCheckpoint
     from nnkit.cli.train import cache_programs, cores_as_devices, load
     from nnkit.loop.tables import print_table
 
     cache_programs()
-    module = load(record["experiment"])
+    try:
+        module = load(record["experiment"])
+    except FileNotFoundError as error:
+        print(error)
+        return 2
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
     config = module.Config(**fields)
     cores_as_devices(config)
@@ -60,8 +70,13 @@ def evaluate(words: list[str]) -> int:
     state = nk.init(step, jax.random.key(config.seed), next(iter(train)))
     saved = nk.Checkpoints(folder / "checkpoints", keep_best=record.get("keep_best"))
     best = None if "--latest" in words else saved.best()
-    restored = saved.restore(state, step=best)
-    print(f"{folder} at step {restored.step:,}")
+    try:
+        restored = saved.restore(state, step=best)
+    except CorruptCheckpoint as error:
+        print(error)
+        return 1
+    which = "newest" if best is None else f"best by {saved.keep_best[0]}"
+    print(f"{folder} at step {restored.step:,}, the {which} checkpoint")
     weights = step.weights(restored.state)
     rows = [hook(*weights) for hook in evaluations.values()]
     if hasattr(module, "results"):
@@ -81,22 +96,42 @@ def list_runs(words: list[str]) -> int:
       The exit code.
 
     >>> list_runs(["no-such-folder"])
-    no runs in no-such-folder
-    0
+    no-such-folder does not exist; give the folder that the runs are in
+    2
     """
-    if words and words[0] in ("-h", "--help"):
+    if len(words) > 1 or (words and words[0].startswith("-")):
         print("usage: nnkit ls [FOLDER]    FOLDER is NNKIT_RUNS, or runs, by default")
-        return 0
+        return 0 if words in (["-h"], ["--help"]) else 2
     root = Path(words[0] if words else os.environ.get("NNKIT_RUNS", "runs"))
+    if words and not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        print(f"{root} {what}; give the folder that the runs are in")
+        return 2
     found = sorted(root.rglob("config.json")) if root.is_dir() else []
-    rows = [_row(path.parent) for path in found]
-    if not rows:
-        print(f"no runs in {root}")
+    if not found:
+        print(f"no runs in {root}; `nnkit demo` makes one")
         return 0
-    from nnkit.loop.tables import print_table
-
-    print_table(rows)
+    _print_runs([_row(path.parent) for path in found])
     return 0
+
+
+def _print_runs(rows: list[dict]) -> None:
+    """A table in which the name of a run is never broken: it is there to be copied."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    longest = max(len(row["run"]) for row in rows)
+    table.add_column("run", no_wrap=True, min_width=longest)
+    table.add_column("status")
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("minutes ago", justify="right")
+    table.add_column("last evaluation")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    width = Console().width if sys.stdout.isatty() else 110
+    Console(width=max(width, longest + 64), markup=False, highlight=False).print(table)
 
 
 def _row(folder: Path) -> dict:
@@ -109,7 +144,9 @@ def _row(folder: Path) -> dict:
             break
         if "split" in last:
             values = last
-    status = folder / "STATUS"
+    status = (folder / "STATUS").read_text().strip() if (folder / "STATUS").exists() else "new"
+    if status.startswith("failed: KeyboardInterrupt"):
+        status = "interrupted"
     age = time.time() - (log if log.exists() else folder).stat().st_mtime
     text = []
     for name, x in values.items():
@@ -120,8 +157,7 @@ def _row(folder: Path) -> dict:
         )
     return {
         "run": str(folder),
-        "experiment": str((_json(folder / "config.json") or {}).get("experiment") or "-"),
-        "status": status.read_text().strip()[:40] if status.exists() else "new",
+        "status": textwrap.shorten(status, 72, placeholder=" ..."),
         "step": int(last.get("step", 0)),
         "minutes ago": round(age / 60),
         "last evaluation": f"{values.get('split', '')} {', '.join(text)}".strip(),
@@ -141,12 +177,12 @@ def verify(words: list[str]) -> int:
     no-such-run has no checkpoints
     2
     """
-    if not words or words[0].startswith("-"):
+    if len(words) != 1 or words[0].startswith("-"):
         print("usage: nnkit verify RUN")
-        return 0 if words else 2
+        return 0 if words in (["-h"], ["--help"]) else 2
     folder = Path(words[0])
     inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    steps = sorted(p for p in inside.glob("*") if p.name.isdigit()) if inside.is_dir() else []
+    steps = _saved(inside)
     if not steps:
         print(f"{folder} has no checkpoints")
         return 2
@@ -189,12 +225,18 @@ def doctor(words: list[str]) -> int:
     if not problems:
         problems += _alive()
     data = os.environ.get("NNKIT_DATA_DIR")
-    count = (
-        len([p for p in Path(data).iterdir() if p.is_dir()]) if data and Path(data).is_dir() else 0
-    )
-    print(f"data    NNKIT_DATA_DIR {f'has {count} data sets' if count else 'is not set'}")
+    if data and Path(data).is_dir():
+        count = sum(path.is_dir() for path in Path(data).iterdir())
+        print(f"data    NNKIT_DATA_DIR has {count} data set{'' if count == 1 else 's'}")
+    elif data:
+        what = "is a file, not a folder" if Path(data).exists() else "does not exist"
+        problems.append(f"NNKIT_DATA_DIR is {data}, which {what}")
+    else:
+        print("data    NNKIT_DATA_DIR is not set: only the embedded data sets")
     for problem in problems:
         print(f"wrong   {problem}")
+    if not problems:
+        print("nothing wrong")
     return 1 if problems else 0
 
 
@@ -202,13 +244,16 @@ def stack(jax_version: str, flax_version: str) -> str:
     """Which known combination of versions this is.
 
     >>> stack("0.7.2", "0.11.2")
-    'jax 0.7.2 with flax 0.11.2: the lowest supported, as in Colab'
+    'known to work: jax 0.7.2 with flax 0.11.2 (the lowest supported, as in Colab)'
     """
     for name, jax_known, flax_known in STACKS:
         if (jax_version, flax_version) == (jax_known, flax_known):
-            return f"jax {jax_version} with flax {flax_version}: {name}"
-    known = "; ".join(f"{name}: jax {j}, flax {f}" for name, j, f in STACKS)
-    return f"jax {jax_version} with flax {flax_version}: between the tested ones ({known})"
+            return f"known to work: jax {jax_version} with flax {flax_version} ({name})"
+    known = ", ".join(f"{j} with {f}" for _, j, f in STACKS)
+    return (
+        f"jax {jax_version or '-'} with flax {flax_version or '-'} is not one of the tested "
+        f"combinations, which are jax {known}"
+    )
 
 
 def _alive() -> list[str]:
@@ -224,12 +269,16 @@ def _alive() -> list[str]:
     except Exception as error:
         return [f"jax does not run: {error}"]
     try:
-        from flax import nnx
+        importlib.import_module("flax.nnx")
 
-        print(f"nnx     imports ({len(dir(nnx))} names)")
+        print("nnx     imports")
     except Exception as error:
         print(f"nnx     does not import with this jax: {error}; Linen models are not affected")
     return problems
+
+
+def _saved(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*") if p.name.isdigit()) if folder.is_dir() else []
 
 
 def _version(name: str) -> str | None:

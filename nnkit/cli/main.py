@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
       arguments: words after the command; None takes those of the process.
 
     Returns:
-      0 if all went well, 1 if the verb found a fault, 2 if the words were wrong.
+      0 if all went well, 1 if the verb found a fault, 2 if the words were wrong, 130 if it was
+      interrupted.
 
     >>> main(["trian"])
     nnkit has no verb 'trian'; perhaps you meant 'train'
@@ -60,5 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"nnkit has no verb {verb!r}; {hint}")
         return 2
     place = {"demo": "train", "train": "train"}.get(verb, "inspect")
-    module = importlib.import_module(f"nnkit.cli.{place}")
-    return getattr(module, {"eval": "evaluate", "ls": "list_runs"}.get(verb, verb))(rest) or 0
+    try:
+        module = importlib.import_module(f"nnkit.cli.{place}")
+        return getattr(module, {"eval": "evaluate", "ls": "list_runs"}.get(verb, verb))(rest) or 0
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        return 130

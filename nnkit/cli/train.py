@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated
 
 __all__ = ["demo", "launch", "load", "train"]
 
@@ -34,7 +35,7 @@ def load(name: str) -> ModuleType:
       The module; it has `Config` (a frozen dataclass) and `main(config, folder)`.
 
     Raises:
-      FileNotFoundError: if there is none; names the nearest.
+      FileNotFoundError: if there is none; names the nearest, or the missing file.
       AttributeError: if the file lacks Config or main.
 
     >>> load("digits").Config().seeds
@@ -43,7 +44,10 @@ def load(name: str) -> ModuleType:
     nearest_last = reversed(folders())  # an experiment of one's own hides one of the package
     known = {p.stem: p for folder in nearest_last for p in sorted(folder.glob("[a-z]*.py"))}
     path = Path(name) if name.endswith(".py") else known.get(name)
-    if path is None or not path.is_file():
+    if path is not None and not path.is_file():
+        names = ", ".join(sorted(known))
+        raise FileNotFoundError(f"there is no file {name}; experiments known by name: {names}")
+    if path is None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"perhaps you meant {near[0]!r}" if near else f"there are {', '.join(sorted(known))}"
         raise FileNotFoundError(f"there is no experiment {name!r}; {hint}, or give a file.py")
@@ -120,27 +124,8 @@ def conduct(module: ModuleType, name: str, words: list[str]) -> int:
     >>> conduct(load("digits"), "digits", ["--steps", "0"])  # and, to stderr, what is wrong
     2
     """
-    import tyro
-
-    def parsed(
-        config: module.Config,  # pyright: ignore[reportInvalidTypeForm]
-        folder: str | None = None,
-        fresh: bool = False,
-    ):
-        return config, folder, fresh
-
-    parsed.__annotations__ = {"config": module.Config, "folder": str | None, "fresh": bool}
-    parsed.__doc__ = f"""{(module.__doc__ or name).strip()}
-
-    Args:
-      config: the settings.
-      folder: the run folder; by default NAME-HASH of the configuration in NNKIT_RUNS (runs).
-      fresh: start anew in a folder of its own, instead of resuming.
-    """
     try:
-        config, folder, fresh = tyro.cli(
-            parsed, args=words, prog=f"nnkit train {name}", config=(tyro.conf.OmitArgPrefixes,)
-        )
+        config, folder, fresh = _parsed(module, name, words)
     except SystemExit as ended:  # --help, or words that are wrong: said by tyro
         return int(ended.code or 0)
     place = Path(folder) if folder else default_folder(name, config)
@@ -153,15 +138,54 @@ def conduct(module: ModuleType, name: str, words: list[str]) -> int:
     except (ValueError, NotADirectoryError) as error:
         print(error)
         return 2
-    cache_programs()
-    cores_as_devices(config)
+    status = place / "STATUS"
+    finished = status.exists() and status.read_text().strip() == "done"
     print(f"run folder {place}", flush=True)
     try:
+        cache_programs()
+        cores_as_devices(config)
         module.main(config, place)
     except FloatingPointError as error:
         print(error)
         return 1
+    except KeyboardInterrupt:
+        same = f"--folder {place} instead of --fresh" if fresh else "the same command"
+        print(f"\ninterrupted; {same} resumes from the last checkpoint", flush=True)
+        return 130
+    if finished:
+        print("already finished; --fresh trains anew")
     return 0
+
+
+def _parsed(module: ModuleType, name: str, words: list[str]):
+    """(config, folder, fresh) from words."""
+    import tyro
+
+    def parsed(config, folder="", fresh=False):
+        return config, folder, fresh
+
+    where = tyro.conf.arg(
+        metavar="RUN",
+        help="the run folder",
+        help_behavior_hint=f"(default: {name}-HASH of the configuration, in NNKIT_RUNS or runs)",
+    )
+    anew = tyro.conf.arg(
+        help="train anew in a folder of its own, instead of resuming", help_behavior_hint=""
+    )
+    single = getattr(tyro.conf, "FlagCreatePairsOff", None)  # tyro 0.9.0 has --no-fresh as well
+    flag = Annotated[bool, anew]
+    parsed.__annotations__ = {
+        "config": module.Config,
+        "folder": Annotated[str, where],
+        "fresh": single[flag] if single else flag,
+    }
+    return tyro.cli(
+        parsed,
+        args=words,
+        prog=f"nnkit train {name}",
+        description=(module.__doc__ or name).strip().split("\n\n")[0],
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
 
 
 def default_folder(name: str, config) -> Path:
@@ -195,7 +219,8 @@ def cores_as_devices(config) -> None:
     """
     import jax
 
-    if getattr(config, "devices", 1) > 1 and "JAX_NUM_CPU_DEVICES" not in os.environ:
+    untouched = jax.config.jax_num_cpu_devices < 1 and "JAX_NUM_CPU_DEVICES" not in os.environ
+    if getattr(config, "devices", 1) > 1 and untouched:
         with contextlib.suppress(RuntimeError):  # jax has started already: it stays as it is
             jax.config.update("jax_num_cpu_devices", config.devices)
 

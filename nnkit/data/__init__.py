@@ -9,6 +9,7 @@ from nnkit.data.arrays import arrays
 from nnkit.data.batches import Batches, Grouped
 from nnkit.data.embedded import embedded
 from nnkit.data.folder import folder
+from nnkit.data.scaling import standardise
 from nnkit.data.table import table
 from nnkit.data.tfds import tfds
 
@@ -20,6 +21,7 @@ __all__ = [
     "folder",
     "prefetch",
     "stack",
+    "standardise",
     "table",
     "tfds",
 ]

@@ -27,7 +27,8 @@ def builder(name: str, data_dir: str | None = None):
 
     Raises:
       ValueError: for an unknown name; says the nearest ones.
-      RuntimeError: if preparing it needs TensorFlow.
+      FileNotFoundError: if NNKIT_DATA_DIR is set to something that is no folder.
+      RuntimeError: if preparing it fails (no connection) or needs TensorFlow.
 
     >>> builder("")
     Traceback (most recent call last):
@@ -38,11 +39,9 @@ def builder(name: str, data_dir: str | None = None):
         r"\w[\w.\-]*(/\w[\w.\-+=,]*)?(:[\w.*]+)?", name
     ):
         raise ValueError(f"name is {name!r}, expected the name of a data set, such as 'mnist'")
+    folders = _folders(data_dir)
     import tensorflow_datasets as tfds
 
-    own = os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
-    places = [data_dir] if data_dir else [os.environ.get("NNKIT_DATA_DIR"), own]
-    folders = [Path(place).expanduser() for place in places if place]
     for folder in folders:
         for found in _versions(folder, name):
             ready = tfds.builder_from_directory(found)
@@ -50,6 +49,19 @@ def builder(name: str, data_dir: str | None = None):
             if formats & set(_FORMATS):
                 return ready
     return _prepare(tfds, name, folders)
+
+
+def _folders(data_dir: str | None) -> list[Path]:
+    """Where to look, in order; the last is the one to prepare in."""
+    own = os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
+    given = os.environ.get("NNKIT_DATA_DIR")
+    if not data_dir and given and not Path(given).expanduser().is_dir():
+        raise FileNotFoundError(
+            f"NNKIT_DATA_DIR is {given!r}, which is no folder; expected one with data sets in TFDS "
+            f"format; correct it, or unset it to use {own}"
+        )
+    places = [data_dir] if data_dir else [given, own]
+    return [Path(place).expanduser() for place in places if place]
 
 
 def _versions(folder: Path, name: str) -> list[Path]:
@@ -81,18 +93,39 @@ def _prepare(tfds, name: str, folders: list[Path]):
         if "tensorflow" in str(error) and isinstance(error, ModuleNotFoundError):
             raise _needs_tensorflow(name) from error
         raise _unknown(name, folders) from None
+    looked, place = ", ".join(map(str, folders)), Path(made.data_dir)
+    if not place.is_dir():
+        print(
+            f"{name} is not in {looked}: downloading and preparing it once in {folders[-1]}",
+            flush=True,
+        )
     try:
         made.download_and_prepare()
     except Exception as error:
-        if "No module named 'tensorflow'" not in str(error):
-            raise
-        raise _needs_tensorflow(name) from error
+        _tidy(place.resolve(), folders[-1].resolve())
+        if "No module named 'tensorflow'" in str(error):
+            raise _needs_tensorflow(name) from error
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RuntimeError(
+            f"{name} is not in {looked}, and downloading and preparing it in {folders[-1]} failed "
+            f"({cause[:300]}); set NNKIT_DATA_DIR to a folder with prepared data sets (or pass it "
+            "as data_dir=...), or check the connection and try again"
+        ) from error
     if not {f.value for f in made.info.available_file_formats()} & set(_FORMATS):
         raise RuntimeError(
             f"{name} is prepared in {made.data_dir} as {made.info.file_format.value}, which only "
             f"TensorFlow can read, expected {' or '.join(_FORMATS)}; pass another data_dir=..."
         )
     return made
+
+
+def _tidy(place: Path, top: Path) -> None:
+    """Remove the empty folders that a failed preparation left, from `place` up to below `top`."""
+    for folder in (place, *place.parents):
+        if top not in folder.parents:
+            return
+        with contextlib.suppress(OSError):  # there is none, or it holds something
+            folder.rmdir()
 
 
 def _needs_tensorflow(name: str) -> RuntimeError:
@@ -105,7 +138,7 @@ def _needs_tensorflow(name: str) -> RuntimeError:
 
 def _unknown(name: str, folders: list[Path]) -> ValueError:
     """The error for a name that neither the folders nor TFDS know."""
-    known = {p.name for f in folders if f.is_dir() for p in f.iterdir() if p.is_dir()}
+    known = {p.name for f in folders if f.is_dir() for p in f.iterdir() if _versions(f, p.name)}
     here = sorted(known)
     with contextlib.suppress(Exception):  # the list is a help, not a need
         from tensorflow_datasets.core import registered

@@ -27,7 +27,9 @@ def table(
     """Batches of a CSV file with a header: numeric columns as "x", one column as "y".
 
     Text targets become class indices in sorted order (`classes` has the names), integers stay as
-    they are, floats stay floats. Nothing is scaled. `.split(0.8)` gives a test part.
+    they are, floats stay floats. `.split(0.8)` gives a test part. Nothing is scaled:
+    `data.standardise` does that. Numeric targets are [b] while most models give [b 1], hence
+    `outputs[:, 0]` in the second example.
 
     Args:
       path: the file.
@@ -53,6 +55,15 @@ def table(
     ...     flowers = table(file, target="kind", batch_size=2, shuffle=False)
     >>> next(iter(flowers))["x"].tolist(), flowers.classes
     ([[1.0, 2.0], [3.0, 4.5]], ('setosa', 'virginica'))
+
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     file = Path(place) / "houses.csv"
+    ...     _ = file.write_text("rooms,area,price\\n2,50,1.5\\n3,70,2.5\\n4,90,3.0\\n")
+    ...     houses = nk.data.standardise(table(file, target="price", batch_size=3))
+    >>> task = nk.supervised(nn.Dense(1), lambda outputs, y: nk.losses.mse(outputs[:, 0], y))
+    >>> params, carry = task.init(jax.random.key(0), next(iter(houses)))
+    >>> task.loss(params, carry, next(iter(houses)), None)[0].weight
+    Array(3., dtype=float32)
     """
     data = _read(path)
     wanted = _features(data.column_names, target, columns, path)

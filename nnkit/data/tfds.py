@@ -41,8 +41,8 @@ def tfds(
     instead (only what they name is kept); a set that declares none hands out its features under
     their own names. 8-bit images become float32 in 0..1, labels int32. The set is looked for in
     `data_dir`, or in the folders NNKIT_DATA_DIR, TFDS_DATA_DIR and ~/tensorflow_datasets; if it is
-    in none, TFDS prepares it once (in array_record format). What took more than a second to decode
-    is kept, up to 256 MiB, under NNKIT_CACHE or ~/.cache/nnkit.
+    in none, TFDS prepares it once (in array_record format), and says so. What took more than a
+    second to decode is kept, up to 256 MiB, under NNKIT_CACHE or ~/.cache/nnkit.
 
     Args:
       name: such as "mnist", "mnist:3.0.1" or "set/config".
@@ -65,7 +65,9 @@ def tfds(
       ValueError: for an unknown name (with the nearest ones) or split (with the existing ones).
       KeyError: if `x` or `y` names no feature.
       TypeError: for text or ragged features without `map`.
-      RuntimeError: if preparing the set needs TensorFlow; reading never does.
+      FileNotFoundError: if NNKIT_DATA_DIR is set to something that is no folder.
+      RuntimeError: if the set cannot be downloaded, or preparing it needs TensorFlow; reading
+        never does.
 
     >>> tfds("mnist", split="train", batch_size=32, memory=-1)
     Traceback (most recent call last):

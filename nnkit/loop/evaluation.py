@@ -50,6 +50,21 @@ def evaluate(objective: Objective, batches, *, split: str = "test") -> Callable:
             raise ValueError(f"evaluate(split={split!r}): the data gave no batch; {GONE}")
         return {"split": split, **read(*jax.device_get(found))}
 
+    def trial(params, carry):
+        """The metrics of one batch as shapes: what would fail later fails here."""
+        batch = next(iter(batches), None)
+        if batch is None:
+            raise ValueError(f"evaluate(split={split!r}): the data gave no batch; {GONE}")
+        try:
+            return jax.eval_shape(one, params, carry, batch)
+        except Exception as error:
+            error.add_note(
+                f"this is evaluate(split={split!r}) on its first batch: if the step is a sweep or "
+                "an ensemble, evaluate nk.stacked(task); else its data differ from the training's"
+            )
+            raise
+
+    whole.trial = trial  # pyright: ignore[reportFunctionMemberAccess]  (fit calls it beforehand)
     return whole
 
 
@@ -63,7 +78,8 @@ def read(*sums) -> dict:
             value = np.asarray(
                 total / weight.reshape(weight.shape + (1,) * (total.ndim - weight.ndim))
             )
-        row[name] = float(value) if not value.ndim else value
+        if weight.any() or "skipped" not in sums[0]:  # a row whose updates were all skipped
+            row[name] = float(value) if not value.ndim else value
     if "loss" in sums[0] and not sum(np.asarray(s["loss"].weight).sum() for s in sums):
         skipped = np.any([np.any(s["skipped"].total) for s in sums if "skipped" in s])
         if not skipped:

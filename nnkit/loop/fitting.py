@@ -74,9 +74,11 @@ def fit(
     expect("fit", step, Step)
     steps = updates(steps, batches)
     plan = Plan(steps, _hooks(every), _interval(log_every, steps), stop, run)
+    _alive(state)
     state, start, rows = _resumed(run, state, batches, steps, progress)
     if start >= steps or (stop is not None and rows and stop(rows)):
         return state, rows  # finished before
+    _rehearse(step, state, plan)
     update, i = compiled(step), start
     with Progress(start, steps, show=progress) as bar:
         book = Book(step, plan, rows, getattr(batches, "fingerprint", None), bar)
@@ -171,6 +173,30 @@ class Book:
         self.bar.update(i, row)
 
 
+def _rehearse(step: Step, state, plan: Plan) -> None:
+    """Trace every evaluation now, rather than find its mistake after hours."""
+    weights = jax.eval_shape(step.weights, state)
+    names: set[str] = set()
+    for _, hook in plan.hooks:
+        if hasattr(hook, "trial"):
+            names |= set(hook.trial(*weights))
+    best = plan.run.checkpoints.keep_best if plan.run is not None else None
+    if best and names and best[0].rsplit("/", 1)[-1] not in names:
+        raise ValueError(
+            f"keep_best wants the metric {best[0]!r}, the evaluations give {sorted(names)}"
+        )
+
+
+def _alive(state) -> None:
+    """Raise if the buffers of a state were given away."""
+    gone = [p for p, x in trees.paths(state) if isinstance(x, jax.Array) and x.is_deleted()]
+    if gone:
+        raise ValueError(
+            f"the state was used up (donated) by an earlier fit or update, first at {gone[0]!r}: "
+            "go on with the state that it returned, or make a new one by nk.init"
+        )
+
+
 def _resumed(run: Run | None, state, batches, steps: int, progress):
     """(state, steps done, rows): from the newest checkpoint of the run, if there is one."""
     if run is None:
@@ -203,6 +229,8 @@ def _interval(log_every, steps) -> int:
 
 
 def _hooks(every) -> list[tuple[int, Callable]]:
+    if every is not None and not isinstance(every, Mapping):
+        raise TypeError(f"every={every!r:.60}, expected {{steps: hook}}, such as {{500: hook}}")
     found = []
     for n, hook in (every or {}).items():
         if isinstance(n, bool) or not isinstance(n, int) or n < 1 or not hook:

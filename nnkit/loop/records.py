@@ -5,7 +5,7 @@ env.json        one entry per start: commit, dirty diff, versions, devices, comm
 metrics.jsonl   one JSON object per row: step, seconds, values (NaN as Python writes it)
 checkpoints/    state + data position, see nnkit.checkpoint
 results.json    the table that the experiment ends with
-STATUS          running | done | failed: why
+STATUS          running | done | interrupted | failed: why
 """
 
 from __future__ import annotations
@@ -102,11 +102,12 @@ class Run:
 
     Args:
       folder: where; made if missing.
-      config: what the run belongs to (see `canonical`).
+      config: what the run belongs to: a dataclass or mapping of numbers, strings and lists.
       experiment: name of the experiment, so that `nnkit eval` finds it again.
       save_every: steps between checkpoints; None saves at the end alone.
       keep_last: checkpoints to keep.
-      keep_best: (metric, "max" or "min") of the evaluation rows: that checkpoint is kept too.
+      keep_best: (metric, "max" or "min") of the evaluation rows: that checkpoint is kept too. Only
+        checkpoints at a step that was evaluated can be the best one.
         "accuracy" is that of the first evaluation at a step, "test/accuracy" that of its split.
 
     Raises:
@@ -146,6 +147,7 @@ class Run:
             self.folder / "checkpoints", keep_last=keep_last, keep_best=keep_best
         )
         self._claim()
+        self.restored = 0  # the step that the last `resume` went on from
         self._sessions = self._read("env.json") or []
         self._environment: dict | None = None
 
@@ -155,13 +157,15 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if kind is not None:
+        if kind is KeyboardInterrupt:
+            self.mark("interrupted")
+        elif kind is not None:
             self.mark(f"failed: {kind.__name__}: {str(error)[:500]}")
         self.checkpoints.__exit__(kind, error, traceback)
 
     @property
     def status(self) -> str:
-        """new, running, done, or failed: why."""
+        """new, running, done, interrupted, or failed: why."""
         path = self.folder / "STATUS"
         return path.read_text().strip() if path.exists() else "new"
 
@@ -206,6 +210,7 @@ class Run:
                 f"{self.folder} was trained on other data: {_changes(was, fingerprint)}; "
                 "use the same data, or another folder"
             )
+        self.restored = restored.step
         return restored.state, restored.step, self._keep_rows(restored.step)
 
     def save(self, step: int, state, rows, fingerprint=None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from typing import Any, NamedTuple
 
@@ -15,8 +16,8 @@ from nnkit.loop.checking import check
 from nnkit.loop.evaluation import evaluate
 from nnkit.loop.fitting import fit, updates
 from nnkit.loop.records import Run, claimable
-from nnkit.loop.start import init
-from nnkit.train import Objective, gradient, step
+from nnkit.loop.start import compiled, init, inspect_batch
+from nnkit.train import Objective, Step, gradient, step
 from nnkit.train.nouns import expect
 
 __all__ = ["Result", "run"]
@@ -63,7 +64,8 @@ def run(
       learning_rate: > 0, for AdamW with cosine decay; unused with `tx`.
       tx: another optax optimizer.
       seed: int from 0 to 2**32 - 1: decides everything random.
-      folder: a run folder; the same call again resumes there. None records nothing.
+      folder: a run folder; the same call again resumes there. It belongs to these settings and to
+        the program they make with this version of jax. None records nothing.
       progress: False for silence.
 
     Returns:
@@ -84,14 +86,14 @@ def run(
     steps = updates(steps, train)
     schedule = optax.cosine_decay_schedule(learning_rate, steps)
     move = step(gradient(task), optax.adamw(schedule) if tx is None else tx)
-    optimizer = "adamw, cosine" if tx is None else "given"
-    config = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "tx": optimizer}
-    if folder is not None:
-        claimable(folder, config)
+    first = next(iter(train), None)
+    config = {"steps": steps, "learning_rate": learning_rate, "seed": checked(seed)}
+    if folder is not None and first is not None:
+        claimable(folder, config := {**config, "program": _program(move, first)})
     for line in check(task, train, seed=checked(seed)):
         if progress is not False:
             print(line)
-    state = init(move, jax.random.key(seed), next(iter(train)))
+    state = init(move, jax.random.key(seed), first)
     every = {max(1, steps // 10): evaluate(task, test)} if test is not None else None
     with contextlib.ExitStack() as stack:
         record = None
@@ -101,5 +103,15 @@ def run(
         state, rows = fit(
             move, state, train, steps=steps, every=every, run=record, progress=progress
         )
+        if record is not None and record.restored == steps and progress is not False:
+            print(f"{folder} was finished already: nothing was trained")
     params, carry = move.weights(state)
     return Result(params, carry, rows, folder)
+
+
+def _program(move: Step, batch) -> str:
+    """SHA-256 of the program of an update: another model, loss or optimizer gives another one."""
+    inspect_batch(batch)
+    state = jax.eval_shape(lambda key: move.init(key, batch), jax.random.key(0))
+    text = compiled(move).lower(state, batch).as_text()
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

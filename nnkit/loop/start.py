@@ -52,9 +52,10 @@ def init(step: Step, key, batch):
 def inspect_batch(batch) -> None:
     """Raise if a batch of host arrays [b ...] cannot be right, whatever the model."""
     if not isinstance(batch, Mapping) or not batch:
+        pair = "; (train, test) is a pair: take one of them" if hasattr(batch, "stream") else ""
         raise TypeError(
             f"a batch is {type(batch).__name__}, expected a mapping of arrays [b ...] such as "
-            '{"x": ..., "y": ...}'
+            f'{{"x": ..., "y": ...}}{pair}'
         )
     sizes = {}
     batch = jax.device_get(batch)  # said aloud: no implicit transfer

@@ -62,10 +62,10 @@ def percent(values, confidence: float = 0.95) -> str:
 
 
 def print_table(rows: Sequence[Mapping], title: str = "") -> None:
-    """Print rows with the same keys as a table.
+    """Print rows with the same keys as a table; lists in a row are left out.
 
     Args:
-      rows: mappings of names to text or numbers.
+      rows: mappings of names to text, numbers or lists.
       title: a line above.
 
     >>> print_table([{"a": 1, "b": "x"}], title="two columns")  # doctest: +ELLIPSIS
@@ -76,11 +76,13 @@ def print_table(rows: Sequence[Mapping], title: str = "") -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    for name in rows[0] if rows else ():
+    names = [name for name, x in rows[0].items() if not isinstance(x, list)] if rows else []
+    for name in names:
         text = isinstance(rows[0][name], str)
         table.add_column(str(name), justify="left" if text else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(x if isinstance(x, str) else f"{x:.6g}" for x in row.values()))
+        cells = [row[name] for name in names]
+        table.add_row(*(x if isinstance(x, str) else f"{x:.6g}" for x in cells))
     console = Console(width=None if _wide() else 110, markup=False, highlight=False)
     if title:
         console.print(title, soft_wrap=True)

@@ -22,14 +22,18 @@ def real(name, x):
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def same(**pair):
-    """Two arrays [...] must have one shape: no broadcasting."""
+def same(*, loss=None, **pair):
+    """Two arrays [...] must have one shape: no broadcasting. `loss` is named in the remedy."""
     (a, x), (b, y) = ((name, tuple(np.shape(array))) for name, array in pair.items())
     if x == y:
         return
-    squeeze = {x + (1,): b, y + (1,): a}
-    hint = next((f"; squeeze with {name}[:, 0]" for s, name in squeeze.items() if s in (x, y)), "")
-    hint = hint if max(len(x), len(y)) == 2 else hint.replace("[:, 0]", "[..., 0]")
+    hint, at = "", "[:, 0]" if max(len(x), len(y)) == 2 else "[..., 0]"
+    if y + (1,) == x:
+        hint, call = f"; squeeze with {a}{at}", f"outputs{at}, y"
+    elif x + (1,) == y:
+        hint, call = f"; squeeze with {b}{at}", f"outputs, y{at}"
+    if hint and loss:
+        hint += f": nk.supervised(model, lambda outputs, y: losses.{loss}({call}))"
     raise ValueError(f"{a} has shape {x} and {b} has shape {y}, expected the same shape{hint}")
 
 

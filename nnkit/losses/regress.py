@@ -30,9 +30,17 @@ def mse(predictions, targets):
     >>> mse(jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0, 0.0], [3.0, 3.0]]))
     Array([2., 9.], dtype=float32)
 
+    A model with outputs [b 1] and a table with targets [b]: take the column.
+
+    >>> task = nk.supervised(nn.Dense(1), lambda outputs, y: mse(outputs[:, 0], y))
+    >>> batch = {"x": jnp.ones((4, 3)), "y": jnp.ones(4)}
+    >>> params, carry = task.init(jax.random.key(0), batch)
+    >>> task.loss(params, carry, batch, None)[0].weight
+    Array(4., dtype=float32)
+
     Legendre, Nouvelles méthodes pour la détermination des orbites des comètes, 1805.
     """
-    predictions, targets = _pair(predictions, targets)
+    predictions, targets = _pair("mse", predictions, targets)
     return _each((predictions - targets) ** 2)
 
 
@@ -57,7 +65,7 @@ def mae(predictions, targets):
 
     Boscovich, 1757; Laplace, Mécanique céleste, book III, 1799.
     """
-    predictions, targets = _pair(predictions, targets)
+    predictions, targets = _pair("mae", predictions, targets)
     error = predictions - targets
     return _each(error * jnp.sign(error))  # jnp.abs has slope 1 at 0
 
@@ -84,7 +92,7 @@ def huber(predictions, targets, *, delta=1.0):
 
     Huber, Robust estimation of a location parameter, 1964, eq. 2.
     """
-    predictions, targets = _pair(predictions, targets)
+    predictions, targets = _pair("huber", predictions, targets)
     if not (isinstance(delta, float) and delta == float("inf")):
         positive(delta=delta)
         return _each(
@@ -95,10 +103,10 @@ def huber(predictions, targets, *, delta=1.0):
     return _each((predictions - targets) ** 2 / 2)
 
 
-def _pair(predictions, targets):
+def _pair(loss, predictions, targets):
     """Both [b ...] in the predictions' precision, at least float32."""
     predictions = real("predictions", predictions)
-    same(predictions=predictions, targets=targets)
+    same(loss=loss, predictions=predictions, targets=targets)
     if predictions.ndim == 0:
         raise ValueError(
             "predictions has shape (), expected (b ...): one row per example; write x[None]"

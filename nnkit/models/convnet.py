@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nnkit.models.fields import shares, sizes
+
 __all__ = ["ConvNet"]
 
 
@@ -31,7 +33,10 @@ class ConvNet(nn.Module):
     {"block_0": [b h/2 w/2 channels[0]], ..., "hidden": [b hidden]}.
 
     Raises:
-      ValueError: if x is not [b h w c], or smaller than the pooling needs.
+      TypeError: when first used, if channels are no list of integers, or a field is of another
+        kind.
+      ValueError: if x is not [b h w c], or smaller than the pooling needs; if a size is not >= 1,
+        or the dropout is not in [0, 1).
 
     >>> model, x = ConvNet(channels=(4, 8), hidden=16), jnp.ones((2, 28, 28, 1))
     >>> y, inside = model.init_with_output(jax.random.key(0), x, intermediates=True)[0]
@@ -49,6 +54,9 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train: bool = False, intermediates: bool = False):
+        sizes("ConvNet", many=True, channels=self.channels)
+        sizes("ConvNet", hidden=self.hidden, classes=self.classes)
+        shares("ConvNet", dropout=self.dropout)
         if x.ndim != 4 or min(x.shape[1:3]) < 2 ** len(self.channels):
             raise ValueError(
                 f"x has shape {x.shape}, expected [b h w c] with h and w of at least "

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nnkit.models.fields import shares, sizes
+
 __all__ = ["MLP", "Linear"]
 
 
@@ -27,6 +29,10 @@ class Linear(nn.Module):
 
     Call: x [b ...] -> [b width]; with intermediates=True ([b width], {}).
 
+    Raises:
+      TypeError: when first used, if the width is no integer.
+      ValueError: if it is not >= 1, or x has no batch axis.
+
     >>> Linear(10).init_with_output(jax.random.key(0), jnp.ones((2, 8, 8, 1)))[0].shape
     (2, 10)
 
@@ -37,6 +43,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, intermediates: bool = False):
+        sizes("Linear", width=self.width)
         x = _flat(x)  # [b d]
         y = nn.Dense(self.width, kernel_init=nn.initializers.zeros, name="head")(x)  # [b width]
         return (y, {}) if intermediates else y
@@ -56,6 +63,10 @@ class MLP(nn.Module):
     Call: x [b ...], train=False -> [b widths[-1]]; with intermediates=True also a dict
     {"hidden_0": [b widths[0]], ...} of what each hidden layer gives.
 
+    Raises:
+      TypeError: when first used, if widths are no list of integers, or a field is of another kind.
+      ValueError: if there is no width, one is not >= 1, or a dropout is not in [0, 1).
+
     >>> model, x = MLP(widths=(16, 10)), jnp.ones((2, 8, 8, 1))
     >>> y, inside = model.init_with_output(jax.random.key(0), x, intermediates=True)[0]
     >>> y.shape, inside["hidden_0"].shape
@@ -71,6 +82,12 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train: bool = False, intermediates: bool = False):
+        sizes("MLP", many=True, widths=self.widths)
+        shares("MLP", dropout=self.dropout, dropout_in=self.dropout_in)
+        if not callable(self.activation):
+            raise TypeError(
+                f"MLP: activation is {self.activation!r:.60}, expected a function such as nn.relu"
+            )
         inside = {}
         h = nn.Dropout(self.dropout_in, deterministic=not train)(_flat(x))  # [b d]
         for i, width in enumerate(self.widths[:-1]):

@@ -37,7 +37,8 @@ def mesh(**axes: int) -> Mesh:
         raise ValueError(
             f"mesh({', '.join(f'{k}={v}' for k, v in axes.items())}) needs {need} devices, this "
             f"process has {len(devices)} ({devices[0].platform}); to rehearse on CPU call "
-            f"jax.config.update('jax_num_cpu_devices', {need}) before anything else"
+            f"jax.config.update('jax_num_cpu_devices', {need}) before anything else, or start the "
+            f"program with JAX_NUM_CPU_DEVICES={need}"
         )
     return jax.make_mesh(
         tuple(axes.values()),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -173,7 +174,8 @@ def sweep(recipe: Callable[[Any], Step], grid, *, each: Callable = jax.vmap) -> 
 
     Raises:
       ValueError: if the leaves differ in length, are empty or not finite, or a rate is not > 0.
-      TypeError: if the recipe gives no Step.
+      TypeError: if the recipe gives no Step, or a leaf is a plain list.
+      KeyError: if the recipe asks for a name that the grid does not have; says which it has.
 
     >>> task = nk.objective(lambda key, b: jnp.float32(0), lambda w, b, key: (w - b["x"]) ** 2)
     >>> def recipe(h):
@@ -187,7 +189,11 @@ def sweep(recipe: Callable[[Any], Step], grid, *, each: Callable = jax.vmap) -> 
     _check_grid(grid)
 
     def member(h):
-        made = recipe(h)
+        try:
+            made = recipe(h)
+        except KeyError as error:
+            _name_grid(error, h)
+            raise
         if not isinstance(made, Step):
             raise TypeError(f"the recipe gave {type(made).__name__}, expected a Step")
         return made
@@ -210,6 +216,15 @@ def _check_grid(grid):
     leaves = trees.paths(grid)
     if not leaves:
         raise ValueError("sweep: the grid is empty, expected a tree of arrays [n ...]")
+    lists = jax.tree.map(_plain_list, grid, is_leaf=_plain_list)
+    for path, plain in trees.paths(lists):
+        if plain:
+            name = path.rsplit("/", 1)[-1] or "name"
+            raise TypeError(
+                f"sweep: {f'grid[{path!r}]' if path else 'the grid'} is a list: use "
+                f"{'jnp.array([...])' if path else '{name: jnp.array([...])}'} or "
+                f"nk.product({name}=[...])"
+            )
     n = np.shape(leaves[0][1])[:1]
     for path, x in leaves:
         if np.shape(x)[:1] != n or not n or not n[0]:
@@ -223,6 +238,20 @@ def _check_grid(grid):
         known = checks.concrete(x)
         if known is not None and known.dtype.kind == "f" and not np.isfinite(known).all():
             raise ValueError(f"sweep: grid[{path!r}] holds {known[~np.isfinite(known)][0]}")
+
+
+def _plain_list(x) -> bool:
+    return type(x) in (list, tuple) and all(np.ndim(one) == 0 for one in x)
+
+
+def _name_grid(error: KeyError, h) -> None:
+    """Add the names of the grid to a KeyError that may have come from h[name]."""
+    name = error.args[0] if error.args else None
+    if not isinstance(h, Mapping) or name in h:
+        return
+    near = difflib.get_close_matches(str(name), [str(k) for k in h], n=1)
+    hint = f"; perhaps you meant h[{near[0]!r}]" if near else ""
+    error.add_note(f"the recipe of a sweep asks for {name!r}, the grid has {list(h)}{hint}")
 
 
 def product(**lists) -> dict[str, jax.Array]:

@@ -1,10 +1,13 @@
 """The verbs of `nnkit` on a run that takes a second."""
 
 import json
+import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -82,8 +85,16 @@ def test_help_of_an_experiment_needs_no_jax():
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("JAX False\n")
     text = " ".join(done.stdout.replace("│", " ").split())
-    for part in ("--learning-rates", "each > 0", "--fresh", "--folder", "Which learning rate"):
-        assert part in text
+    for part in (
+        "digits --help Which learning rate",
+        "--learning-rates",
+        "each > 0",
+        "--folder RUN the run folder (default: digits-HASH of the configuration",
+        "--fresh train anew",
+    ):
+        assert part in text.replace("digits [-h] [OPTIONS]", "digits --help"), part
+    for part in ("Args:", "--no-fresh", "Takes", "{None}"):
+        assert part not in text
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -105,7 +116,13 @@ def test_no_words_and_version(capsys):
         ("trian digits", "'train'"),
         ("evla runs/a", "'eval'"),
         ("train digist", "'digits'"),
-        ("train no-such.py", "no-such.py"),
+        ("train no-such.py", "there is no file no-such.py"),
+        ("ls no-such-folder", "no-such-folder does not exist"),
+        ("ls pyproject.toml", "pyproject.toml is a file"),
+        ("ls a b", "usage: nnkit ls [FOLDER]"),
+        ("ls --all", "usage: nnkit ls [FOLDER]"),
+        ("eval a --lastest", "usage: nnkit eval RUN [--latest]"),
+        ("verify a b", "usage: nnkit verify RUN"),
         ("eval no-such-run", "nnkit ls"),
         ("verify no-such-run", "no checkpoints"),
         ("doctor now", "usage: nnkit doctor"),
@@ -146,11 +163,28 @@ def test_ls(runs, capsys):
         file.write('{"step": 5, "sp')  # killed while writing
     (runs / "STATUS").write_text("failed: KeyboardInterrupt: \n")
     assert main(["ls", str(runs.parent)]) == 0
-    text = said(capsys)  # a narrow column may break the status in two
-    assert "failed:" in text
-    assert "KeyboardInterrupt" in text
+    assert "interrupted" in said(capsys)
     (runs / "config.json").write_text("{")
     assert main(["ls"]) == 0
+
+
+def test_ls_breaks_no_name_and_shortens_long_reasons_at_a_word(runs, capsys):
+    long = runs.parent / "/".join(["a-folder-of-many-runs"] * 4) / runs.name
+    shutil.copytree(runs, long)
+    (long / "STATUS").write_text("failed: FloatingPointError: " + "the loss is nan at step 7 " * 9)
+    capsys.readouterr()
+    assert main(["ls"]) == 0
+    out = capsys.readouterr().out
+    assert f"{long} " in out
+    assert f"{runs} " in out
+    assert "..." in out
+    assert "7" in out
+
+
+def test_ls_before_the_first_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NNKIT_RUNS", str(tmp_path / "none"))
+    assert main(["ls"]) == 0
+    assert said(capsys).endswith("none; `nnkit demo` makes one")
 
 
 def test_eval_gives_the_logged_numbers(finished, capsys):
@@ -177,9 +211,25 @@ def test_eval_takes_the_best_checkpoint_where_one_is_kept(runs, capsys, monkeypa
         state = nk.init(step, jax.random.key(0), next(iter(train)))
         nk.fit(step, state, train, steps=6, every={2: hook}, run=run, progress=False)
     assert main(["eval", str(folder)]) == 0
-    assert "at step 4" in said(capsys)
+    assert "at step 4, the best by validation/accuracy checkpoint" in said(capsys)
     assert main(["eval", str(folder), "--latest"]) == 0
-    assert "at step 6" in said(capsys)
+    assert "at step 6, the newest checkpoint" in said(capsys)
+
+
+def test_eval_without_a_sound_checkpoint(runs, capsys):
+    (arrays,) = (runs / "checkpoints").glob("0*")
+    (arrays / "manifest.json").write_text("{")
+    assert main(["eval", str(runs)]) == 1
+    assert "no valid checkpoint" in said(capsys)
+    shutil.rmtree(runs / "checkpoints")
+    assert main(["eval", str(runs)]) == 2
+    text = said(capsys)
+    assert text.startswith(f"{runs} has no checkpoint yet: train it further")
+    record = json.loads((runs / "config.json").read_text())
+    (runs / "checkpoints" / "00000004").mkdir(parents=True)
+    (runs / "config.json").write_text(json.dumps(record | {"experiment": "digist"}))
+    assert main(["eval", str(runs)]) == 2
+    assert "perhaps you meant 'digits'" in said(capsys)
 
 
 def test_eval_of_a_run_without_an_experiment(tmp_path, capsys):
@@ -208,24 +258,31 @@ def test_verify(runs, capsys):
 
 
 def test_doctor(capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("NNKIT_DATA_DIR", raising=False)
     assert main(["doctor"]) == 0
     text = said(capsys)
-    for part in (f"nnkit {nk.__version__}", "stack", "8 x cpu", "nnx imports", "NNKIT_DATA_DIR"):
+    for part in (f"nnkit {nk.__version__}", "stack", "8 x cpu", "nnx imports data"):
         assert part in text
+    assert text.endswith("nothing wrong")
+    monkeypatch.setenv("NNKIT_DATA_DIR", str(tmp_path / "nope"))
+    assert main(["doctor"]) == 1
+    text = said(capsys)
+    assert text.endswith(f"wrong NNKIT_DATA_DIR is {tmp_path / 'nope'}, which does not exist")
+    assert "nothing wrong" not in text
     (tmp_path / "mnist").mkdir()
     monkeypatch.setenv("NNKIT_DATA_DIR", str(tmp_path))
     have = inspect._version
     monkeypatch.setattr(inspect, "_version", lambda n: None if n == "tyro" else have(n))
     assert main(["doctor"]) == 1
     text = said(capsys)
-    assert "has 1 data sets" in text
+    assert "has 1 data set wrong" in text
     assert "wrong tyro is not installed" in text
 
 
 @pytest.mark.parametrize(("jax_version", "flax_version", "name"), [
-    ("0.7.2", "0.11.2", "the lowest supported"),
-    ("0.10.2", "0.12.8", "Python 3.11"),
-    ("0.9.0", "0.12.0", "between the tested ones"),
+    ("0.7.2", "0.11.2", "known to work: jax 0.7.2 with flax 0.11.2"),
+    ("0.10.2", "0.12.8", "(Python 3.11)"),
+    ("0.9.0", "0.12.0", "not one of the tested combinations"),
 ])  # fmt: skip
 def test_stack(jax_version, flax_version, name):
     assert name in inspect.stack(jax_version, flax_version)
@@ -284,3 +341,65 @@ def test_a_diverged_run_is_one_line(tmp_path, capsys):
     )
     assert main(["train", str(file), "--folder", str(tmp_path / "here")]) == 1
     assert capsys.readouterr().out.endswith("the loss is nan at step 7\n")
+
+
+IDEA = """
+import dataclasses
+
+import nnkit as nk
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    size: int = 3
+
+
+def main(config, folder=None):
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--fresh"]])
+def test_an_interrupted_run_is_one_line_and_130(options, tmp_path, capsys):
+    file = tmp_path / "idea.py"
+    file.write_text(IDEA + "    raise KeyboardInterrupt\n")
+    assert main(["train", str(file), "--folder", str(tmp_path / "here"), *options]) == 130
+    same = f"--folder {tmp_path / 'here'} instead of --fresh" if options else "the same command"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"interrupted; {same} resumes from the last checkpoint"
+
+
+def test_ctrl_c_while_training(tmp_path):
+    code = (
+        "import sys\nfrom nnkit.cli.main import main\n"
+        "sys.exit(main('train digits --steps 1000000 --seeds 1'.split()))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "NNKIT_RUNS": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        logged = []
+        for _ in range(600):
+            logged = list(tmp_path.glob("*/metrics.jsonl"))
+            if (logged and logged[0].stat().st_size) or child.poll() is not None:
+                break
+            time.sleep(0.1)
+        child.send_signal(signal.SIGINT)
+        out, error = child.communicate(timeout=60)
+    assert child.returncode == 130, error
+    assert out.endswith("interrupted; the same command resumes from the last checkpoint\n")
+    assert "Traceback" not in out + error
+
+
+def test_a_run_that_is_finished_says_so(runs, capsys):
+    capsys.readouterr()
+    assert main(["train", "digits", *WORDS]) == 0
+    out = capsys.readouterr().out
+    assert "learning rate" in out
+    assert out.endswith("already finished; --fresh trains anew\n")
+    (runs / "STATUS").write_text("running\n")
+    assert main(["train", "digits", *WORDS]) == 0
+    assert "already finished" not in capsys.readouterr().out

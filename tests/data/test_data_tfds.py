@@ -177,6 +177,48 @@ def test_preparing_that_needs_tensorflow_says_so(blobs):
         load(blobs, "nnkit_needy")
 
 
+def test_a_failed_download_names_folders_cause_and_remedy(blobs, tmp_path, monkeypatch, capsys):
+    import tensorflow_datasets as source
+
+    def offline(self, **_):
+        os.makedirs(self.data_dir)
+        raise ConnectionError("Max retries exceeded\n  with url: /mnist")
+
+    monkeypatch.setattr(source.core.DatasetBuilder, "download_and_prepare", offline)
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    (shared / "nnkit_blobs").mkdir(parents=True)  # empty: not a data set
+    monkeypatch.setenv("NNKIT_DATA_DIR", str(shared))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(own))
+    with pytest.raises(
+        RuntimeError,
+        match=rf"nnkit_blobs is not in {shared}, {own}, and .* in {own} failed "
+        r"\(ConnectionError: Max retries exceeded with url: /mnist\); "
+        r"set NNKIT_DATA_DIR to .*data_dir=.*the connection",
+    ) as caught:
+        load(None, "nnkit_blobs", data_dir=None)
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    said = f"nnkit_blobs is not in {shared}, {own}: downloading and preparing it once in {own}\n"
+    assert capsys.readouterr().out == said
+    assert not (own / "nnkit_blobs").exists()
+    with pytest.raises(ValueError, match=r"nor known") as caught:
+        load(None, "nnkit_blob", data_dir=None)
+    assert f"prepared in {shared}, {own} nor known" in str(caught.value)  # lists no data sets
+    monkeypatch.undo()
+    load(blobs)
+    with pytest.raises(ValueError, match=r"\((nnkit_blobs, )?nnkit_pictures\) nor known"):
+        load(blobs, "nnkit_blob")
+
+
+def test_a_data_folder_that_does_not_exist_is_an_error_at_once(blobs, tmp_path, monkeypatch):
+    load(blobs)
+    monkeypatch.setenv("TFDS_DATA_DIR", blobs)
+    monkeypatch.setenv("NNKIT_DATA_DIR", str(tmp_path / "none"))
+    message = r"NNKIT_DATA_DIR is '.*none', which is no folder; expected .*correct it, or unset it"
+    with pytest.raises(FileNotFoundError, match=message):
+        load(None, data_dir=None)
+    assert load(blobs).examples == 30  # data_dir= does not ask it
+
+
 FIRST = {"train": [4, 1, 0, 7, 8, 1, 2, 7, 1, 6], "test": [2, 0, 4, 8, 7, 6, 0, 6, 3, 1]}
 
 

@@ -109,6 +109,22 @@ def test_errors(f, slow):
         f(np.zeros(4, np.int32), y)
 
 
+@pytest.mark.parametrize("name", ["mse", "mae", "huber", "binary", "hinge"])
+def test_a_column_against_a_vector_shows_the_line_to_write(name):
+    x, f = np.zeros((4, 1), np.float32), getattr(losses, name)
+    for outputs, y, call in (
+        (x, x[:, 0], "outputs[:, 0], y"),
+        (x[:, 0], x, "outputs, y[:, 0]"),
+        (x[None], x[None, :, 0], "outputs[..., 0], y"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            f(outputs, y)
+        line = f"nk.supervised(model, lambda outputs, y: losses.{name}({call}))"
+        assert str(caught.value).endswith(line)
+    with pytest.raises(ValueError, match=r"expected the same shape$"):
+        f(x[:, 0], x[:3, 0])
+
+
 @pytest.mark.parametrize("delta", [0.0, -1.0, float("nan")])
 def test_delta_must_be_positive(delta):
     with pytest.raises(ValueError, match=rf"delta is {delta}, expected a finite number > 0"):

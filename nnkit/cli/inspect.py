@@ -75,7 +75,8 @@ def evaluate(words: list[str]) -> int:
     except CorruptCheckpoint as error:
         print(error)
         return 1
-    which = "newest" if best is None else f"best by {saved.keep_best[0]}"
+    by = (record.get("keep_best") or ["?"])[0]
+    which = "newest" if best is None else f"best by {by}"
     print(f"{folder} at step {restored.step:,}, the {which} checkpoint")
     weights = step.weights(restored.state)
     rows = [hook(*weights) for hook in evaluations.values()]
@@ -124,14 +125,15 @@ def _print_runs(rows: list[dict]) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     longest = max(len(row["run"]) for row in rows)
     table.add_column("run", no_wrap=True, min_width=longest)
-    table.add_column("status")
+    word = max(len(word) for row in rows for word in row["status"].split())
+    table.add_column("status", min_width=min(word, 32), overflow="fold")
     table.add_column("step", justify="right", no_wrap=True)
     table.add_column("minutes ago", justify="right")
     table.add_column("last evaluation")
     for row in rows:
         table.add_row(*map(str, row.values()))
     width = Console().width if sys.stdout.isatty() else 110
-    Console(width=max(width, longest + 64), markup=False, highlight=False).print(table)
+    Console(width=max(width, longest + 80), markup=False, highlight=False).print(table)
 
 
 def _row(folder: Path) -> dict:
@@ -144,7 +146,7 @@ def _row(folder: Path) -> dict:
             break
         if "split" in last:
             values = last
-    status = (folder / "STATUS").read_text().strip() if (folder / "STATUS").exists() else "new"
+    status = (folder / "STATUS").read_text().strip() if (folder / "STATUS").exists() else ""
     if status.startswith("failed: KeyboardInterrupt"):
         status = "interrupted"
     age = time.time() - (log if log.exists() else folder).stat().st_mtime
@@ -157,7 +159,7 @@ def _row(folder: Path) -> dict:
         )
     return {
         "run": str(folder),
-        "status": textwrap.shorten(status, 72, placeholder=" ..."),
+        "status": textwrap.shorten(status or "new", 72, placeholder=" ..."),
         "step": int(last.get("step", 0)),
         "minutes ago": round(age / 60),
         "last evaluation": f"{values.get('split', '')} {', '.join(text)}".strip(),

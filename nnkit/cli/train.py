@@ -219,8 +219,10 @@ def cores_as_devices(config) -> None:
     """
     import jax
 
-    untouched = jax.config.jax_num_cpu_devices < 1 and "JAX_NUM_CPU_DEVICES" not in os.environ
-    if getattr(config, "devices", 1) > 1 and untouched:
+    chosen = (
+        getattr(jax.config, "jax_num_cpu_devices", -1) > 0 or "JAX_NUM_CPU_DEVICES" in os.environ
+    )
+    if getattr(config, "devices", 1) > 1 and not chosen:
         with contextlib.suppress(RuntimeError):  # jax has started already: it stays as it is
             jax.config.update("jax_num_cpu_devices", config.devices)
 

@@ -175,7 +175,11 @@ class Book:
 
 def _rehearse(step: Step, state, plan: Plan) -> None:
     """Trace every evaluation now, rather than find its mistake after hours."""
-    weights = jax.eval_shape(step.weights, state)
+    try:
+        weights = jax.eval_shape(step.weights, state)
+    except Exception as error:
+        error.add_note("is it the state of another step? make one by nk.init(step, key, batch)")
+        raise
     names: set[str] = set()
     for _, hook in plan.hooks:
         if hasattr(hook, "trial"):

@@ -100,7 +100,7 @@ def traced(step: Step, state, batch):
         return compiled(step).eval_shape(state, batch)
     except Exception as error:
         error.add_note(
-            "this happened in the first update: if it is the state of another step, "
-            "make it by nk.init(step, key, batch); if the batch differs from that of init, mend it"
+            "in the first update: is it the state of another step (make one by "
+            "nk.init(step, key, batch)), or a batch unlike that of init?"
         )
         raise

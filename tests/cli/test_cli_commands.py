@@ -177,8 +177,9 @@ def test_ls_breaks_no_name_and_shortens_long_reasons_at_a_word(runs, capsys):
     out = capsys.readouterr().out
     assert f"{long} " in out
     assert f"{runs} " in out
-    assert "..." in out
-    assert "7" in out
+    for part in ("failed:", "FloatingPointError:", " ...", "minutes ago"):
+        assert part in out
+    assert "…" not in out
 
 
 def test_ls_before_the_first_run(tmp_path, monkeypatch, capsys):

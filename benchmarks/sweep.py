@@ -113,7 +113,7 @@ def main(how="spread"):
     singles, run = one_by_one(batches), together(step, batches)
     gaps = differences(step, run, singles)  # compiles both sides, too
     print(f"largest differences in {CHECKED} steps: {gaps}")
-    compiled = compilations(step, batches)
+    compiled = compilations(nk.sweep(recipe, GRID, each=EACH[how]()), batches)
     print(f"compiled by fit: {compiled}")
     sides = {"sweep": lambda: run(CONFIG.steps), "in turn": lambda: singles(CONFIG.steps)}
     notes = {"steps": CONFIG.steps, "runs": len(MEMBERS), "differences": gaps}

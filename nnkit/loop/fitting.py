@@ -15,7 +15,7 @@ from nnkit.data import prefetch
 from nnkit.loop.evaluation import read
 from nnkit.loop.progress import Progress
 from nnkit.loop.records import Run
-from nnkit.loop.start import compiled, inspect_batch, traced
+from nnkit.loop.start import advance, inspect_batch, place_of_sums, traced
 from nnkit.train import Step
 from nnkit.train.nouns import expect
 
@@ -79,19 +79,23 @@ def fit(
     if start >= steps or (stop is not None and rows and stop(rows)):
         return state, rows  # finished before
     _rehearse(step, state, plan)
-    update, i = compiled(step), start
+    i, place, sums = start, place_of_sums(state), None
+    update = advance(step, place)
     with Progress(start, steps, show=progress) as bar:
         book = Book(step, plan, rows, getattr(batches, "fingerprint", None), bar)
         for i, batch in zip(range(start + 1, steps + 1), _stream(batches, start)):
             if i == start + 1:
                 inspect_batch(batch)
-                traced(step, state, batch)
-            state, metrics = update(state, batch)
-            book.add(metrics)
+                form = traced(step, state, batch)[1]
+            if sums is None:
+                zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), form)
+                sums = jax.device_put(zeros, place)
+            state, sums = update(state, sums, batch)
             if not plan.due(i):
                 bar.update(i)
                 continue
-            book.write(i, state)
+            book.write(i, state, sums)
+            sums = None
             if book.stopped:
                 break
     if i < steps and not book.stopped:
@@ -143,16 +147,10 @@ class Book:
         )  # fmt: skip
         self.began = time.monotonic() - (rows[-1]["time"] if rows else 0.0)
         self.stopped = False
-        self.pending: list = []  # metrics since the last row, on the device: adding costs nothing
 
-    def add(self, metrics) -> None:
-        """Keep the metrics of one update; nothing is waited for."""
-        self.pending.append(metrics)
-
-    def write(self, i: int, state) -> None:
-        """Rows, hooks and a checkpoint after step i."""
-        row = read(*jax.device_get(self.pending))
-        self.pending.clear()
+    def write(self, i: int, state, sums) -> None:
+        """Rows, hooks and a checkpoint after step i, from the sums since the row before."""
+        row = read(jax.device_get(sums))
         _finite(row, i, state)
         self._put(i, row)
         hooks = self.plan.hooked(i)

@@ -274,3 +274,18 @@ def test_run_is_what_its_docstring_says(train, tmp_path):
     again = nk.run(task, train, test, **options)
     assert nk.digest(again.params) == nk.digest(found.params)
     assert again.rows == found.rows
+
+
+@pytest.mark.parametrize("name", ["ema", "sweep", "sweep_spread", "shard_run", "shard"])
+def test_fit_compiles_one_program_whatever_the_sharding(name):
+    from table import STEPS, batch
+
+    step, data = STEPS[name](), [batch(i) for i in range(3)]
+    state = nk.init(step, jax.random.key(0), data[0])
+    with counted() as programs:
+        state, _ = quiet(step, state, data, steps=9, log_every=2)
+    # for `shard` jax also compiles the two slices that spread x and y over the devices
+    assert programs.count == (3 if name == "shard" else 1)
+    with counted() as programs:
+        quiet(step, state, data, steps=9, log_every=2)
+    assert programs.count == 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["concrete", "dims", "positive"]
+__all__ = ["concrete", "dims", "indices", "positive"]
 
 
 def dims(spec: str, **arrays) -> SimpleNamespace:
@@ -74,6 +75,50 @@ def concrete(x) -> np.ndarray | None:
         return np.asarray(x)
     except jax.errors.TracerArrayConversionError:
         return None
+
+
+def indices(logits, labels):
+    """Labels [...] as int32 indices into the last axis of logits [... c], and which are none.
+
+    Values are checked where they are known (see `concrete`); traced ones are told apart, so that
+    the caller can make them NaN: a gather would take the last class for -1.
+
+    Args:
+      logits: [... c] scores.
+      labels: [...] integers of any width.
+
+    Returns:
+      (indices [...] int32 with 0 for what is no class, mask [...] of what is no class).
+
+    Raises:
+      ValueError: if the shapes do not fit, or known labels are outside 0..c-1.
+
+    >>> indices(jnp.zeros((2, 3)), jnp.array([0, 3]))
+    Traceback (most recent call last):
+        ...
+    ValueError: labels run from 0 to 3, but the logits have 3 classes (0..2); subtract...
+    """
+    shape, have = tuple(np.shape(logits)), tuple(np.shape(labels))
+    if have != shape[:-1] or not shape:
+        hint = "; one-hot integers: labels.astype(jnp.float32)" if have == shape else ""
+        if have == shape and len(shape) == 1:
+            hint = "; for one logit per example use losses.binary"
+        elif have == shape[:-1] + (1,):
+            hint = f"; squeeze with labels[{':' if len(have) == 2 else '...'}, 0]"
+        raise ValueError(
+            f"labels has shape {have}, expected {shape[:-1]}: the leading axes of logits, "
+            f"which has shape {shape}{hint}"
+        )
+    c, known = shape[-1], concrete(labels)
+    if known is not None and known.size and (known.min() < 0 or known.max() >= c):
+        raise ValueError(
+            f"labels run from {known.min()} to {known.max()}, but the logits have {c} classes "
+            f"(0..{c - 1}); subtract the minimum or widen the last layer (masked places: put 0)"
+        )
+    labels = jnp.asarray(labels)
+    labels = labels if labels.dtype.itemsize == 8 else labels.astype(jnp.int32)
+    bad = (labels < 0) | (labels >= c)
+    return jnp.where(bad, 0, labels).astype(jnp.int32), bad
 
 
 def positive(**numbers) -> None:

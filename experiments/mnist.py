@@ -4,9 +4,9 @@ Five seeds are one compiled program: they differ in first weights and dropout, a
 batches. Nothing is chosen on the test part; it is reported after the last step.
 
 Run      nnkit train mnist
-         nnkit train mnist --model convnet --learning_rate 3e-3 --devices 2
-Takes    see experiments/README.md
-Result   see experiments/README.md
+         nnkit train mnist --model convnet --learning_rate 3e-3 --epochs 12 --devices 2
+Takes    4.8 minutes and 29 minutes for five seeds on 2 CPU cores, the second beside other work
+Result   98.76 ± 0.05 % and 99.37 ± 0.09 % (n = 5 seeds), 2026-11-22; experiments/README.md
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Config:
 
     model: Literal["mlp", "convnet"] = "mlp"
     seeds: int = 5
-    epochs: int = 12
+    epochs: int = 16
     batch_size: int = 200
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     devices: int = 1
     seed: int = 0
@@ -65,7 +65,7 @@ def build(config: Config):
 
     # a vmapped convolution is a grouped one, which is slow on CPU: there members are unrolled
     model, each = {
-        "mlp": (models.MLP(widths=(800, 800, 10), dropout=0.5, dropout_in=0.2), jax.vmap),
+        "mlp": (models.MLP(widths=(800, 800, 10), dropout=0.2, dropout_in=0.2), jax.vmap),
         "convnet": (models.ConvNet((16, 32, 64), hidden=128, dropout=0.3, norm=True), nk.unrolled),
     }[config.model]
     task = nk.supervised(model, losses.cross_entropy, accuracy=metrics.accuracy)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 
 import nnkit as nk
 from nnkit.cli.main import VERBS
@@ -90,3 +91,26 @@ def test_the_versions_are_those_of_the_project_file():
 def test_linked_files_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def indented(word: str) -> str:
+    """The indented program of the README that has this word."""
+    found = [b for b in re.findall(r"(?:^    .*\n)+", README, re.M) if word in b]
+    assert len(found) == 1
+    return "".join(line[4:] + "\n" for line in found[0].splitlines())
+
+
+def test_regression_from_a_table_recorded_in_a_run(tmp_path, monkeypatch):
+    from nnkit import data, losses, models
+
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).normal(size=(200, 3)) * [1, 10, 100]
+    rows = [",".join(map(str, [*row, row @ [1, 0.1, 0.01]])) for row in x]
+    Path("houses.csv").write_text("\n".join(["a,b,c,price", *rows]) + "\n")
+    names = {"nk": nk, "data": data, "losses": losses, "models": models, "config": {"a": 1}}
+    run(indented('data.table("houses.csv"'), names)
+    names["step"] = nk.step(nk.gradient(names["task"]), optax.adamw(1e-2))
+    names["state"] = nk.init(names["step"], jax.random.key(0), next(iter(names["train"])))
+    run(indented('nk.Run("runs/mine"').replace('("accuracy", "max")', '("loss", "min")'), names)
+    assert names["best"].step == 6
+    assert names["best"].metrics["loss"] > 0

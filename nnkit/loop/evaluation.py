@@ -87,7 +87,9 @@ def read(*sums) -> dict:
     return row
 
 
-def predict(model, params, carry, batches) -> dict[str, np.ndarray]:
+def predict(
+    model, params, carry, batches, *, x: str | tuple[str, ...] = "x"
+) -> dict[str, np.ndarray]:
     """What a model says about every example of a data set, in its order, without the padding.
 
     For metrics of the whole (`metrics.roc_auc`, `metrics.r2`, ...), pictures and error analysis.
@@ -97,11 +99,13 @@ def predict(model, params, carry, batches) -> dict[str, np.ndarray]:
       params: its parameters.
       carry: its carry.
       batches: a re-iterable of batches with the field "x" [b ...].
+      x: name of the inputs in a batch, or a tuple of names, as `supervised` takes.
 
     Returns:
-      {"outputs": [n ...]} and every field of the batches but "x" and "mask", [n ...].
+      {"outputs": [n ...]} and every field of the batches but the inputs and "mask", [n ...].
 
     Raises:
+      KeyError: if a batch lacks an input.
       ValueError: if there is no batch.
 
     >>> test = [{"x": jnp.ones((2, 3)), "y": jnp.array([0, 1]), "mask": jnp.array([1, 0])}]
@@ -112,13 +116,19 @@ def predict(model, params, carry, batches) -> dict[str, np.ndarray]:
     """
     _, apply = pair(model)
     say = jax.jit(lambda params, carry, x: apply(params, carry, x, None)[0])
+    names = x if isinstance(x, tuple) else (x,)
     rows: dict[str, list] = {}
     for batch in batches:
-        keep = np.asarray(batch.get("mask", np.ones(len(batch["x"])))) > 0
-        found = {"outputs": say(params, carry, jax.device_put(batch["x"])), **batch}
-        for name, x in found.items():
-            if name not in ("x", "mask"):
-                rows.setdefault(name, []).append(np.asarray(x)[keep])
+        if missing := [name for name in names if name not in batch]:
+            raise KeyError(
+                f"the batch has the fields {sorted(batch)}, predict(x={x!r}) needs {missing[0]!r}"
+            )
+        inputs = jax.device_put(tuple(batch[name] for name in names))
+        keep = np.asarray(batch.get("mask", np.ones(len(inputs[0])))) > 0
+        outputs = say(params, carry, inputs if isinstance(x, tuple) else inputs[0])
+        for name, values in {"outputs": outputs, **batch}.items():
+            if name not in (*names, "mask"):
+                rows.setdefault(name, []).append(np.asarray(values)[keep])
     if not rows:
         raise ValueError(f"predict: the data gave no batch; {GONE}")
     return {name: np.concatenate(parts) for name, parts in rows.items()}

@@ -83,14 +83,14 @@ def pair(model) -> tuple[Callable, Callable]:
     modal = "train" in inspect.signature(type(model).__call__).parameters
 
     def init(key, x):
-        variables = dict(module.init({"params": key}, x))
+        variables = dict(module.init({"params": key}, *_inputs(x)))
         return variables.pop("params", {}), variables
 
     def apply(params, carry, x, key):
         train = key is not None
         out = module.apply(
             {"params": params, **carry},
-            x,
+            *_inputs(x),
             **({"train": train} if modal else {}),
             **({"rngs": {"dropout": key}, "mutable": list(carry)} if train else {}),
         )
@@ -99,18 +99,29 @@ def pair(model) -> tuple[Callable, Callable]:
     return init, apply
 
 
-def supervised(model, loss: Callable, *, x: str = "x", y: str = "y", **metrics) -> Objective:
+def _inputs(x) -> tuple:
+    """A tuple of arrays is several inputs, anything else is one."""
+    return x if isinstance(x, tuple) else (x,)
+
+
+def supervised(
+    model, loss: Callable, *, x: str | tuple = "x", y: str | tuple = "y", **metrics
+) -> Objective:
     """Learn to give `batch["y"]` for `batch["x"]`: mean of loss(outputs, y) over the mask.
 
     Outputs narrower than float32 are widened before the loss and the metrics see them.
 
     Args:
       model: a Linen module or an (init, apply) tuple (see `pair`); x [b ...] -> outputs [b ...].
-      loss: (outputs, y) -> [b] one value per example, such as `losses.cross_entropy`.
-      x: name of the inputs in a batch.
-      y: name of the targets in a batch.
-      **metrics: (outputs, y) -> [b ...] one value (or one table) per example, logged by name and
-        averaged over the examples that the mask counts.
+      loss: (outputs, y) -> [b] one value per example, such as `losses.cross_entropy`; or a
+        `Mean` of totals [b] and weights [b], such as `losses.sequence_cross_entropy`, where an
+        example counts as much as it weighs (a text by its tokens).
+      x: name of the inputs in a batch; a tuple of names gives the model several, in that order:
+        x=("tokens", "token_mask") calls model(tokens, token_mask).
+      y: name of the targets in a batch; y=("labels", "label_mask") calls
+        loss(outputs, labels, label_mask), and the metrics likewise.
+      **metrics: (outputs, y) -> [b ...] one value (or one table) per example, or a `Mean` as
+        above, logged by name and averaged over the examples that the mask counts.
 
     Returns:
       An `Objective` whose metrics are "loss" and those given.
@@ -135,35 +146,40 @@ def supervised(model, loss: Callable, *, x: str = "x", y: str = "y", **metrics) 
     if "loss" in metrics:
         raise TypeError("'loss' is the name of the loss itself; give the metric another one")
 
+    named = lambda fields: fields if isinstance(fields, tuple) else (fields,)
+
     def read(batch):
-        missing = [name for name in (x, y) if name not in batch]
+        missing = [name for name in (*named(x), *named(y)) if name not in batch]
         if missing:
             raise KeyError(
                 f"the batch has the fields {sorted(batch)}, supervised(x={x!r}, y={y!r}) needs "
                 f"{missing[0]!r}: rename the field, or say supervised(..., x=..., y=...)"
             )
-        if jnp.result_type(batch[x]) == jnp.uint8:
-            raise TypeError(
-                f"{x} is uint8{list(batch[x].shape)}, range 0..255, expected floating inputs near "
-                f"unit scale: divide by 255 (token ids: convert to int32)"
-            )
-        return batch[x], batch[y], batch.get("mask")
+        for name in named(x):
+            if jnp.result_type(batch[name]) == jnp.uint8:
+                raise TypeError(
+                    f"{name} is uint8{list(batch[name].shape)}, range 0..255, expected floating "
+                    "inputs near unit scale: divide by 255 (token ids: convert to int32)"
+                )
+        inputs = tuple(batch[name] for name in x) if isinstance(x, tuple) else batch[x]
+        return inputs, tuple(batch[name] for name in named(y)), batch.get("mask")
 
     def init(key, batch):
         inputs, targets, _ = read(batch)
         params, carry = begin(key, inputs)
         outputs = jax.eval_shape(lambda p, c: apply(p, c, inputs, None)[0], params, carry)
-        if concrete(targets) is not None:  # the real first batch: look at the values as well
-            jax.eval_shape(lambda o: loss(o, concrete(targets)), outputs)
+        known = [concrete(target) for target in targets]
+        if all(target is not None for target in known):  # the real first batch: values as well
+            jax.eval_shape(lambda o: loss(o, *known), outputs)
         return params, carry
 
     def value(params, carry, batch, key):
         inputs, targets, mask = read(batch)
         outputs, carry = apply(params, carry, inputs, key)
         outputs = jax.tree.map(_widened, outputs)
-        log = {"loss": Mean.of(_per_example("loss", loss, outputs, targets), mask)}
+        log = {"loss": _mean("loss", loss(outputs, *targets), targets[0], mask)}
         for name, f in metrics.items():
-            log[name] = Mean.of(_per_example(name, f, outputs, targets), mask, keep=True)
+            log[name] = _mean(name, f(outputs, *targets), targets[0], mask, keep=True)
         return log["loss"], (carry, log)
 
     return Objective(init, value)
@@ -173,15 +189,21 @@ def _widened(x):
     return x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x
 
 
-def _per_example(name, f, outputs, targets):
-    found = f(outputs, targets)
+def _mean(name, found, targets, mask, *, keep=False) -> Mean:
+    """What a loss or metric gave for each example, [b ...] or a `Mean` of [b], as one `Mean`."""
+    parts = (found.total, found.weight) if isinstance(found, Mean) else (found,)
     want = jnp.shape(targets)[:1]
-    if jnp.shape(found)[:1] != want or not want:
-        raise ValueError(
-            f"{name} returned shape {jnp.shape(found)}, expected [b ...] with b = {want or '?'}: "
-            "one value per example; leave the mean over the batch to nnkit, so that masks count"
-        )
-    return found
+    for part in parts:
+        if jnp.shape(part)[:1] != want or not want:
+            raise ValueError(
+                f"{name} returned shape {jnp.shape(part)}, expected [b ...] with b = "
+                f"{want or '?'}: one value per example; leave the mean over the batch to nnkit, "
+                "so that masks count"
+            )
+    if len(parts) == 1:
+        return Mean.of(found, mask, keep=keep)
+    total, weight = (Mean.of(part, mask, keep=True).total for part in parts)
+    return Mean(total, weight)
 
 
 def objective(init: Callable, loss: Callable) -> Objective:

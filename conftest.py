@@ -47,3 +47,11 @@ def data_dir() -> str:
     if not folder or not Path(folder).is_dir():
         pytest.skip("NNKIT_DATA_DIR is not set to a folder with data sets in TFDS format")
     return folder
+
+
+def pytest_sessionfinish(session):
+    """Write the table of parity, if asked: NNKIT_PARITY_TABLE=docs/parity.md pytest -k parity."""
+    if os.environ.get("NNKIT_PARITY_TABLE"):
+        import parity
+
+        Path(os.environ["NNKIT_PARITY_TABLE"]).write_text(parity.table())

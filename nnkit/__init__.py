@@ -18,7 +18,9 @@ A technique wraps exactly one noun, and its type says which:
 Where things live, lowest rank first (a file imports only lower ranks):
 
     core        exact means, trees by path, shape checks, keys
+    layers      Linen blocks, and the pure functions under them
     losses      per-example losses           metrics   per-example metrics, and of whole sets
+    optim       schedules, masks by path, Muon: recipes on top of optax
     data        arrays, tfds, folder, table, embedded: batches with a mask, in any order
     parallel    meshes and sharding rules
     models      Flax Linen modules           train     objectives, gradients, steps
@@ -51,7 +53,9 @@ _WHERE = {
     "nnkit.loop": "check evaluate fit init predict run Run patience".split(),
 }
 _HOME = {name: home for home, names in _WHERE.items() for name in names}
-_PARTS = "checkpoint cli core data interop loop losses metrics models parallel train".split()
+_PARTS = (
+    "checkpoint cli core data interop layers loop losses metrics models optim parallel train"
+).split()
 _CORE = "checks keys means trees".split()
 
 __all__ = sorted([*_HOME, *_PARTS, *_CORE])
@@ -63,10 +67,12 @@ if TYPE_CHECKING:  # what the lazy doors below lead to, for editors and type che
         core,
         data,
         interop,
+        layers,
         loop,
         losses,
         metrics,
         models,
+        optim,
         parallel,
         train,
     )

@@ -1,7 +1,8 @@
-"""Every technique, objective, loss, metric and model by name: the rows that the laws run over.
+"""Every technique, objective, loss and metric by name: the rows that the laws run over.
 
 A new public name gets a row here; `test_laws.py` then holds for it without another line, and
-`test_docs.py` fails for a public function without a row.
+`test_docs.py` fails for a public function without a row. Models: `table_models.py`, layers:
+`table_layers.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 import nnkit as nk
-from nnkit import losses, metrics, models
+from nnkit import losses, metrics
 
 
 class Plain(nn.Module):
@@ -190,6 +191,13 @@ LABELS = jnp.asarray(rng.integers(0, 4, 8).astype(np.int32))
 SOFT = jax.nn.softmax(OTHER)
 SCORES = LOGITS[:, 0]
 BITS = jnp.asarray([0, 1, 1, 0, 1, 0, 1, 1], jnp.int32)
+TEXTS = jnp.asarray(rng.normal(size=(8, 5, 4)).astype(np.float32))  # [b t v]
+TOKENS = jnp.asarray(rng.integers(0, 4, (8, 5)).astype(np.int32))
+MAPS = jnp.asarray(rng.normal(size=(8, 2, 3, 4)).astype(np.float32))  # [b h w c]
+REGIONS = jnp.asarray(rng.integers(0, 4, (8, 2, 3)).astype(np.int32))
+PAIRS = jnp.concatenate([OTHER, BITS[:, None].astype(jnp.float32)], axis=1)  # [b 4 + 1]
+CENTRES = OTHER[:4]  # [d c]
+FOLDS = BITS + 2 * jnp.asarray([0, 0, 1, 1, 0, 1, 0, 1], jnp.int32)  # same, and which fold
 
 LOSSES = {
     "cross_entropy": (losses.cross_entropy, LOGITS, LABELS),
@@ -207,6 +215,53 @@ LOSSES = {
     "mse": (losses.mse, LOGITS, OTHER),
     "mae": (losses.mae, LOGITS, OTHER),
     "huber": (losses.huber, LOGITS, OTHER),
+    # sequences, embeddings, regions
+    "sequence_cross_entropy": (
+        lambda z, y: losses.sequence_cross_entropy(z, y, z_loss=1e-4).total,
+        TEXTS,
+        TOKENS,
+    ),
+    "z_loss": (lambda z, _: losses.z_loss(z), LOGITS, LABELS),
+    "ctc": (jax.jit(losses.ctc), TEXTS, 1 + TOKENS[:, :2] % 3),
+    "contrastive": (lambda z, t: losses.contrastive(z, t[:, :4], t[:, 4]), LOGITS, PAIRS),
+    "triplet": (lambda z, t: losses.triplet(z, t, -t), LOGITS, OTHER),
+    "cosines": (lambda z, _: losses.cosines(z, CENTRES).max(-1), LOGITS, LABELS),
+    "normalised_softmax": (
+        lambda z, y: losses.normalised_softmax(z, CENTRES, y),
+        LOGITS,
+        LABELS,
+    ),
+    "cosface": (lambda z, y: losses.cosface(z, CENTRES, y), LOGITS, LABELS),
+    "arcface": (lambda z, y: losses.arcface(z, CENTRES, y), LOGITS, LABELS),
+    "dice": (jax.jit(losses.dice), MAPS, REGIONS),
+    "dice_of_two": (jax.jit(losses.dice), MAPS[..., 0], REGIONS % 2),
+    "soft_iou": (jax.jit(losses.soft_iou), MAPS, REGIONS),
+    "lovasz_hinge": (jax.jit(losses.lovasz_hinge), MAPS[..., 0], REGIONS % 2),
+    "lovasz_softmax": (jax.jit(losses.lovasz_softmax), MAPS, REGIONS),
+    # forecasts
+    "quantile": (functools.partial(losses.quantile, levels=(0.1, 0.5, 0.6, 0.9)), LOGITS, SCORES),
+    "crps_quantiles": (
+        functools.partial(losses.crps_quantiles, levels=(0.1, 0.5, 0.6, 0.9)),
+        LOGITS,
+        SCORES,
+    ),
+    "crps_samples": (losses.crps_samples, LOGITS, OTHER[:, 0]),
+    "crps_gaussian": (
+        lambda z, y: losses.crps_gaussian(jnp.stack([z[:, 0], 1 + jnp.abs(z[:, 1])], -1), y),
+        LOGITS,
+        OTHER[:, 0],
+    ),
+}
+
+# --- losses whose examples are each other's negatives: laws in test_losses_contrast.py ---
+OF_THE_BATCH = {
+    "info_nce": (losses.info_nce, LOGITS, OTHER),
+    "info_nce_symmetric": (functools.partial(losses.info_nce, symmetric=True), LOGITS, OTHER),
+    "semi_hard_triplet": (
+        lambda z, y: losses.semi_hard_triplet(z, y, margin=3.0).total,
+        LOGITS,
+        LABELS,
+    ),
 }
 
 PER_EXAMPLE = {
@@ -216,6 +271,10 @@ PER_EXAMPLE = {
     "brier": (metrics.brier, LOGITS, LABELS),
     "confusion": (metrics.confusion, LOGITS, LABELS),
     "calibration": (metrics.calibration, LOGITS, LABELS),
+    "pixel_confusion": (lambda z, y: metrics.pixel_confusion(z, y).total, MAPS, REGIONS),
+    "mase": (functools.partial(metrics.mase, scale=2.0), LOGITS, OTHER),
+    "smape": (metrics.smape, LOGITS, OTHER),
+    "coverage": (lambda z, y: metrics.coverage(jnp.sort(z[:, :2]), y), LOGITS, OTHER[:, 0]),
 }
 
 OF_THE_WHOLE = {
@@ -223,14 +282,24 @@ OF_THE_WHOLE = {
     "roc_auc": (metrics.roc_auc, SCORES, BITS),
     "average_precision": (metrics.average_precision, SCORES, BITS),
     "r2": (metrics.r2, SCORES, OTHER[:, 0]),
+    "tar_at_far": (functools.partial(metrics.tar_at_far, far=0.5), SCORES, BITS),
+    "equal_error_rate": (jax.jit(metrics.equal_error_rate), SCORES, BITS),
+    "verification_roc": (lambda s, y, mask=None: area(s, y, mask), SCORES, BITS),
+    "verification_accuracy": (
+        lambda s, y, mask=None: metrics.verification_accuracy(s, y % 2, y // 2, mask=mask),
+        SCORES,
+        FOLDS,
+    ),
 }
 
-FROM_TABLES = {"precision", "recall", "f1", "ece"}  # of a confusion or calibration table
 
-# --- models: (module, an input) -----------------------------------------------------------------
-MODELS = {
-    "Linear": (models.Linear(10), (2, 8, 8, 1)),
-    "MLP": (models.MLP((16, 12, 10), dropout=0.2, dropout_in=0.1), (2, 8, 8, 1)),
-    "ConvNet": (models.ConvNet((4, 6), hidden=8), (2, 8, 8, 1)),
-    "ConvNet_norm": (models.ConvNet((4, 6), hidden=8, norm=True), (2, 8, 8, 1)),
-}
+def area(scores, same, mask):
+    """Under the verification ROC: the points themselves have the shape of the input."""
+    roc = metrics.verification_roc(scores, same, mask=mask)
+    return (jnp.diff(roc.far) * (roc.tar[1:] + roc.tar[:-1]) / 2).sum()
+
+
+FROM_TABLES = {"precision", "recall", "f1", "ece", "iou", "dice", "mean_iou"}  # of a table
+FROM_MEANS = {"perplexity", "bits_per_token", "bits_per_byte"}  # of an accumulated mean of nats
+FROM_TEXTS = {"bleu"}
+OF_A_SERIES = {"naive_error"}  # of the training series: tests/metrics/test_metrics_forecast.py

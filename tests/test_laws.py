@@ -13,7 +13,6 @@ from compiles import counted
 from jax.sharding import PartitionSpec as P
 from table import (
     LOSSES,
-    MODELS,
     OBJECTIVES,
     OF_THE_WHOLE,
     OFF,
@@ -464,37 +463,3 @@ def test_metrics_of_the_whole_do_not_see_masked_rows_nor_order(name):
     close(jax.jit(lambda o, t: f(o, t, mask=mask))(outputs, targets), few)
     order = jnp.asarray([3, 1, 0, 5, 4, 2])
     close(f(outputs[order], targets[order]), few)
-
-
-# --- models ---
-@rows(MODELS)
-def test_models_keep_batch_rows_apart_and_give_intermediates(name):
-    model, shape = MODELS[name]
-    x = jax.random.normal(jax.random.key(1), shape)
-    init, apply = nk.pair(model)
-    params, carry = init(jax.random.key(0), x)
-    y, same = apply(params, carry, x, None)
-    assert nk.digest(same) == nk.digest(carry)
-    close(apply(params, carry, x[1:], None)[0], y[1:])
-    out, inside = model.apply({"params": params, **carry}, x, intermediates=True)
-    assert nk.digest(out) == nk.digest(y)
-    assert isinstance(inside, dict)
-    assert all(v.shape[0] == shape[0] for v in inside.values())
-    trained_y, new = apply(params, carry, x, jax.random.key(2))
-    assert trained_y.shape == y.shape
-    assert jax.tree.structure(new) == jax.tree.structure(carry)
-    stack = jax.tree.map(lambda a: jnp.stack([a, a]), params)
-    mapped = jax.vmap(lambda p: apply(p, carry, x, None)[0])(stack)
-    close(mapped[1], y, rtol=1e-4, atol=1e-5)
-
-
-@rows(MODELS)
-def test_models_run_in_bfloat16(name):
-    model, shape = MODELS[name]
-    x = jax.random.normal(jax.random.key(1), shape)
-    task = nk.half(nk.supervised(model, nk.losses.cross_entropy))
-    one = {"x": x, "y": jnp.zeros(shape[0], jnp.int32)}
-    params, carry = task.init(jax.random.key(0), one)
-    with jax.numpy_dtype_promotion("standard"):  # flax's BatchNorm mixes its float32 statistics in
-        g, _ = jax.jit(nk.gradient(task).grad)(params, carry, one, jax.random.key(1))
-    assert all(np.isfinite(np.asarray(v)).all() for v in jax.tree.leaves(g))

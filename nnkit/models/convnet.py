@@ -14,6 +14,10 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nnkit.layers.convolution import Conv
+from nnkit.layers.dense import Dense
+from nnkit.layers.norms import BatchNorm
+from nnkit.layers.pooling import max_pool
 from nnkit.models.fields import shares, sizes
 
 __all__ = ["ConvNet"]
@@ -64,27 +68,14 @@ class ConvNet(nn.Module):
             )
         inside = {}
         for i, width in enumerate(self.channels):
-            x = nn.Conv(width, (3, 3), kernel_init=nn.initializers.he_normal(), name=f"conv_{i}")(x)
+            x = Conv(width, (3, 3), kernel_init=nn.initializers.he_normal(), name=f"conv_{i}")(x)
             if self.norm:
-                x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name=f"norm_{i}")(x)
-            x = nn.relu(_halved(x))  # [b h/2 w/2 width]
+                x = BatchNorm(unbiased=False, name=f"norm_{i}")(x, train=train)
+            x = nn.relu(max_pool(x, 2))  # [b h/2 w/2 width]
             inside[f"block_{i}"] = x
         x = jnp.reshape(x, (x.shape[0], -1))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.relu(nn.Dense(self.hidden, kernel_init=nn.initializers.he_normal(), name="dense")(x))
+        x = nn.relu(Dense(self.hidden, kernel_init=nn.initializers.he_normal(), name="dense")(x))
         inside["hidden"] = x
-        y = nn.Dense(self.classes, name="head")(
-            nn.Dropout(self.dropout, deterministic=not train)(x)
-        )
+        y = Dense(self.classes, name="head")(nn.Dropout(self.dropout, deterministic=not train)(x))
         return (y, inside) if intermediates else y
-
-
-def _halved(x):
-    """2x2 max-pooling, [b h w c] -> [b h/2 w/2 c]; an odd last row or column is left out.
-
-    As a maximum over a reshaped block: its gradient is a comparison, where that of a window
-    reduction is a scatter (a training step 1.4 to 2.8 times as long on CPU).
-    """
-    b, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2]
-    return jnp.reshape(x, (b, h // 2, 2, w // 2, 2, c)).max((2, 4))

@@ -44,7 +44,7 @@ class Config:
     model: Literal["textcnn", "encoder"] = "textcnn"
     split: Literal["folds", "test", "validation"] = "folds"
     members: int = 10
-    epochs: int = 6
+    epochs: int = 4
     batch_size: int = 50
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2

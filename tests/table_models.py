@@ -20,6 +20,7 @@ class Row(NamedTuple):
     module: a small instance, dropout included where it has any.
     inputs: b -> tuple of numpy arrays [b ...]; the first rows do not depend on b.
     apart: False for a model whose rows of a batch see each other by design.
+    many: False for a variant of a row above: its runs side by side add only minutes of compilation.
     grouped: True if it has a convolution: its runs are mapped in turn rather than by vmap.
     """
 
@@ -27,6 +28,7 @@ class Row(NamedTuple):
     inputs: Callable[[int], tuple]
     apart: bool = True
     grouped: bool = False
+    many: bool = True
 
 
 def real(*shape, seed=0):
@@ -64,7 +66,7 @@ MODELS["Linear"] = Row(models.Linear(10), real(8, 8, 1))
 MODELS["MLP"] = Row(models.MLP((16, 12, 10), dropout=0.2, dropout_in=0.1), real(8, 8, 1))
 MODELS["ConvNet"] = Row(models.ConvNet((4, 6), hidden=8), real(8, 8, 1), grouped=True)
 MODELS["ConvNet_norm"] = Row(
-    models.ConvNet((4, 6), hidden=8, norm=True), real(8, 8, 1), grouped=True
+    models.ConvNet((4, 6), hidden=8, norm=True), real(8, 8, 1), grouped=True, many=False
 )
 
 # --- convolutional: resnet, convnext, unet ---
@@ -72,14 +74,16 @@ MODELS["ResNet"] = Row(
     models.ResNet((1, 1), (4, 6), 5, small=True, project=False), real(8, 8, 3), grouped=True
 )
 MODELS["ResNet_bottleneck"] = Row(
-    models.ResNet((1,), (4,), 5, bottleneck=True), real(8, 8, 3), grouped=True
+    models.ResNet((1,), (4,), 5, bottleneck=True), real(8, 8, 3), grouped=True, many=False
 )
 MODELS["WideResNet"] = Row(
     models.WideResNet(10, 1, 5, dropout=0.2, channels=(3, 4, 4)), real(8, 8, 1), grouped=True
 )
 MODELS["ConvNeXt"] = Row(models.ConvNeXt((1, 1), (4, 6), 5, drop=0.2), real(8, 8, 3), grouped=True)
 MODELS["UNet"] = Row(models.UNet((4, 6), dropout=0.2), real(8, 8, 1), grouped=True)
-MODELS["UNet_norm"] = Row(models.UNet((4, 6), norm=True, resize=True), real(8, 8, 1), grouped=True)
+MODELS["UNet_norm"] = Row(
+    models.UNet((4, 6), norm=True, resize=True), real(8, 8, 1), grouped=True, many=False
+)
 
 # models.border_weights, models.tiled: tests/models/test_models_unet.py
 
@@ -92,6 +96,7 @@ MODELS["RecurrentClassifier_both"] = Row(
         3, layer=layers.GRU, width=5, vocabulary=11, bidirectional=True, pool="mean"
     ),
     tokens(11, 6, mask=(0,)),
+    many=False,
 )
 MODELS["RecurrentLM"] = Row(
     models.RecurrentLM(11, width=5, dropout=0.2, locked=True), tokens(11, 6, mask=(0,))
@@ -113,20 +118,25 @@ MODERN = {
 GPT_SIZE = {"vocabulary": 11, "length": 8, "width": 16, "depth": 2, "heads": 4, "hidden": 24}
 MODELS["GPT"] = Row(models.GPT(**GPT_SIZE, dropout=0.1), tokens(11, 6, mask=(0,)))
 MODELS["GPT_modern"] = Row(
-    models.GPT(**GPT_SIZE, **MODERN, qk_norm=True, window=(3, None), softcap=5.0), tokens(11, 6)
+    models.GPT(**GPT_SIZE, **MODERN, qk_norm=True, window=(3, None), softcap=5.0),
+    tokens(11, 6),
+    many=False,
 )
 MODELS["GPT_experts"] = Row(
     models.GPT(**GPT_SIZE, **MODERN, experts=4, top_k=2, with_aux=True),
     tokens(11, 6, mask=(0,)),
     apart=False,
+    many=False,
 )
 BERT_SIZE = {"vocabulary": 11, "length": 8, "width": 16, "depth": 2, "heads": 2, "hidden": 24}
 MODELS["BERT"] = Row(models.BERT(**BERT_SIZE), tokens(11, 6, mask=(0,)))
-MODELS["BERT_classes"] = Row(models.BERT(**BERT_SIZE, classes=3), tokens(11, 6, mask=(0,)))
+MODELS["BERT_classes"] = Row(
+    models.BERT(**BERT_SIZE, classes=3), tokens(11, 6, mask=(0,)), many=False
+)
 VIT_SIZE = {"classes": 3, "width": 16, "depth": 2, "heads": 2, "patch": 4, "image": (8, 12)}
 MODELS["ViT"] = Row(models.ViT(**VIT_SIZE, dropout=0.1), real(8, 12, 3))
 MODELS["ViT_mean"] = Row(
-    models.ViT(**VIT_SIZE, cls=False, learned=False, drop_path=0.2), real(8, 12, 3)
+    models.ViT(**VIT_SIZE, cls=False, learned=False, drop_path=0.2), real(8, 12, 3), many=False
 )
 T5_SIZE = {"vocabulary": 11, "width": 16, "depth": 2, "heads": 2, "head_dim": 8, "hidden": 24}
 MODELS["EncDec"] = Row(models.EncDec(**T5_SIZE, buckets=8), tokens(11, 6, 5, mask=(0,)))
@@ -136,7 +146,9 @@ MODELS["EncDec"] = Row(models.EncDec(**T5_SIZE, buckets=8), tokens(11, 6, 5, mas
 MODELS["Repeat"] = Row(models.Repeat(5), real(24, 3))
 MODELS["SeasonalNaive"] = Row(models.SeasonalNaive(5, period=7), real(24, 3))
 MODELS["NLinear"] = Row(models.NLinear(5, length=24), real(24, 3))
-MODELS["NLinear_individual"] = Row(models.NLinear(5, length=24, individual=True), real(24, 3))
+MODELS["NLinear_individual"] = Row(
+    models.NLinear(5, length=24, individual=True), real(24, 3), many=False
+)
 MODELS["DLinear"] = Row(models.DLinear(5, length=24, window=7), real(24, 3))
 MODELS["RevIN"] = Row(models.RevIN(models.DLinear(5, length=24), affine=True), real(24, 3))
 PATCHES = {"length": 24, "patch": 6, "stride": 3, "width": 8, "heads": 2, "hidden": 12, "layers": 2}
@@ -144,6 +156,7 @@ MODELS["PatchTST"] = Row(models.PatchTST(5, **PATCHES, affine=True), real(24, 3)
 MODELS["PatchTST_layer_norm"] = Row(
     models.PatchTST(5, **PATCHES, batch_norm=False, pre_norm=True, attention_dropout=0.1),
     real(24, 3),
+    many=False,
 )
 # models.ridge: tests/models/test_models_timeseries.py
 

@@ -14,7 +14,7 @@ from nnkit import losses
 from nnkit.cli.train import load
 
 GOOD, BAD = "good fine great warm".split(), "bad poor dull cold".split()
-SMALL = {"members": 3, "epochs": 2, "batch_size": 8, "width": 8}
+SMALL = {"members": 3, "epochs": 1, "batch_size": 8, "width": 8}
 
 
 def made_up(n, seed=0):

@@ -25,6 +25,14 @@ def close(a, b, rtol=1e-5, atol=1e-5):
 rows = pytest.mark.parametrize("name", list(MODELS))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+    """The programs run a few times on tiny arrays: most of the time would go into optimising."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def batch(row, b):
     inputs = row.inputs(b)
     fields = {f"x{i}": jnp.asarray(x) for i, x in enumerate(inputs)}
@@ -46,7 +54,7 @@ def test_rows_of_a_batch_are_apart_and_intermediates_are_a_plain_dict(name):
     row = MODELS[name]
     inputs = tuple(jnp.asarray(x) for x in row.inputs(3))
     init, apply = nk.pair(row.module)
-    params, carry = init(jax.random.key(KEY), inputs)
+    params, carry = jax.jit(init)(jax.random.key(KEY), inputs)
     run = jax.jit(lambda p, c, x: apply(p, c, x, None))
     y, same = run(params, carry, inputs)
     assert nk.digest(same) == nk.digest(carry)  # evaluation leaves the carry alone
@@ -68,18 +76,17 @@ def test_it_trains_in_bfloat16(name):
     row = MODELS[name]
     one, _ = batch(row, 4)
     wide, low = task(row), nk.half(task(row))
-    params, carry = wide.init(jax.random.key(KEY), one)
-    old = name == "ConvNet_norm"  # flax's BatchNorm mixes its float32 statistics in
-    with jax.numpy_dtype_promotion("standard" if old else "strict"):
-        g, (new, _) = jax.jit(nk.gradient(low).grad)(params, carry, one, jax.random.key(1))
-        a = jax.jit(lambda p, c: low.loss(p, c, one, None)[0].value)(params, carry)
-        b = jax.jit(lambda p, c: wide.loss(p, c, one, None)[0].value)(params, carry)
+    params, carry = jax.jit(wide.init)(jax.random.key(KEY), one)
+    g, (new, _) = jax.jit(nk.gradient(low).grad)(params, carry, one, jax.random.key(1))
+    a, b = jax.jit(lambda p, c: [f.loss(p, c, one, None)[0].value for f in (low, wide)])(
+        params, carry
+    )
     assert all(np.isfinite(np.asarray(v)).all() for v in jax.tree.leaves(g))
     assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, carry)
     np.testing.assert_allclose(a, b, rtol=0.06, atol=0.01)
 
 
-@rows
+@pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.many])
 def test_an_ensemble_of_sweeps_over_devices_is_each_run_by_itself(name):
     """One program: 2 keys x 2 rates x 2 devices; each member is its recipe; none compiles again."""
     row = MODELS[name]

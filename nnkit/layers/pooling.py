@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -14,7 +17,7 @@ from nnkit.layers.windows import each, pads_of
 __all__ = ["avg_pool", "global_avg_pool", "max_pool"]
 
 
-def max_pool(x, window, strides=None, padding="VALID"):
+def max_pool(x, window, strides=None, padding: str | int | Sequence = "VALID") -> jax.Array:
     """The maximum of each window, channel by channel.
 
     y[n, p, c] = max over offsets q of x[n, stride p + q - left, c]. Equal maxima share the slope.
@@ -48,12 +51,11 @@ def max_pool(x, window, strides=None, padding="VALID"):
     space = ((0, 0, 0), *((a, b, 0) for a, b in pads), (0, 0, 0))
     x = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), space)
     ends = [(n - k) // s * s + 1 for n, k, s in zip(x.shape[1:-1], window, strides)]
-    y = None
-    for at in itertools.product(*map(range, window)):  # its gradient: a comparison, no scatter
-        here = tuple(slice(i, i + end, s) for i, end, s in zip(at, ends, strides))
-        part = x[(slice(None), *here)]
-        y = part if y is None else jnp.maximum(y, part)
-    return y
+    parts = [
+        x[(slice(None), *(slice(i, i + end, s) for i, end, s in zip(at, ends, strides)))]
+        for at in itertools.product(*map(range, window))
+    ]
+    return functools.reduce(jnp.maximum, parts)  # its gradient: comparisons, no scatter
 
 
 def avg_pool(x, window, strides=None, padding="VALID", *, count_include_pad=True):

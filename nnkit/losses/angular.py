@@ -153,7 +153,7 @@ def _with_margin(embeddings, weights, labels, change, scale):
     cosine = cosines(embeddings, weights)
     chosen, _ = classes(cosine, labels)
     x, w = unit(real("embeddings", embeddings)), real("weights", weights)
-    w = unit(jnp.take(w, chosen, axis=1, mode="clip").T)  # [b d]
+    w = unit(jnp.take(w.T, chosen, axis=0, mode="clip"))  # [b d]; XLA 0.7.2 errs on take(w).T
     along = (x * w).sum(-1)
     sine = root(((x - along[:, None] * w) ** 2).sum(-1))
     hit = jax.nn.one_hot(chosen, cosine.shape[-1], dtype=bool)

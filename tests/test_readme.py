@@ -36,7 +36,7 @@ def test_six_lines(capsys):
 
 def test_the_programs(data_dir):
     names: dict = {}
-    one, sixteen, devices, models = blocks("python")[1:5]
+    one, sixteen, devices, language, models = blocks("python")[1:6]
     names = run(one, names)
     assert names["log"][-1]["split"] == "test"
     names = run(sixteen, names)
@@ -56,6 +56,9 @@ def test_the_programs(data_dir):
         devices_used = {d for x in jax.tree.leaves(state) for d in x.sharding.device_set}
         assert len(devices_used) == 8
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    names = run(language, names)
+    assert names["logits"].shape == (2, 64, 65)
+    assert {"embedded", "block_0", "attention_0"} <= set(names["inside"])
     names = run(models, names)
     assert names["log"][-1]["split"] == "test"
 

@@ -212,7 +212,7 @@ def test_caps_bound_what_they_cap():
 
 
 def test_experts_hand_their_losses_to_the_objective():
-    model = VARIANTS["experts"].clone(with_aux=True)
+    model = VARIANTS["experts"].clone(with_aux=True, depth=1)
     batch = {"tokens": drawn(3, 8), "real": jnp.arange(8)[None] < jnp.array([[8], [5], [6]])}
 
     def loss(outputs, tokens, real):

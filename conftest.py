@@ -50,7 +50,7 @@ def data_dir() -> str:
 
 
 def pytest_sessionfinish(session):
-    """Write the table of parity, if asked: NNKIT_PARITY_TABLE=docs/parity.md pytest -k parity."""
+    """Write the table of parity, if NNKIT_PARITY_TABLE names a file (see tests/parity.py)."""
     if os.environ.get("NNKIT_PARITY_TABLE"):
         import parity
 

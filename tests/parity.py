@@ -1,7 +1,7 @@
 """Is ours the reference's? Compares trees of arrays, and keeps the largest error for the docs.
 
 The error of an array is max |ours - theirs| / max |theirs|. `NNKIT_PARITY_TABLE=docs/parity.md
-pytest tests -k parity` writes what was seen as a table.
+pytest -n 0 tests -k parity` writes what was seen as a table.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ the row says otherwise. The error of an array is max |ours - theirs| / max |thei
 the largest one over outputs, loss, all gradients and, where there are any, batch statistics. The
 references ran once ([tests/references](../tests/references)); the suite never imports them.
 
-Written by `NNKIT_PARITY_TABLE=docs/parity.md pytest tests -k parity` with jax {jax} on CPU. The
-allowed error is 1e-5; a row above it says why in its test.
+Written by `NNKIT_PARITY_TABLE=docs/parity.md pytest -n 0 tests -k parity` with jax {jax} on CPU.
+The allowed error is 1e-5; a row above it says why in its test.
 
 | ours | reference | largest error |
 |---|---|---|

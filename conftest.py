@@ -19,6 +19,8 @@ import pytest
 # A package whose function has the name of its file (data.tfds) must be whole before pytest imports
 # the file by itself, else the module takes the place of the function.
 
+collect_ignore_glob = ["tests/references/make_*.py"]  # they need the libraries compared with
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

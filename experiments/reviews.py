@@ -6,8 +6,10 @@ one compiled program: all read the same batches, each under a mask that hides it
 settings were chosen on the validation part of TFDS (`--split validation`).
 
 Run      nnkit train reviews                       (--model encoder: a small Transformer encoder)
-Takes    TODO
-Result   TODO
+Takes    10 minutes for three seeds of the TextCNN on the given split, on 2 CPU cores shared with
+         other work; the ten folds take about 2 s of processor time a step (856 steps): not run
+Result   given split, n = 3 seeds: TextCNN 77.80 ± 1.40 %, encoder 78.21 ± 1.40 %, bag of words
+         79.08 %; 2026-11-22; experiments/README.md
 """
 
 from __future__ import annotations

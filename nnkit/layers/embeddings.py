@@ -105,10 +105,11 @@ def rows(table, ids, *, name="ids", of="table"):
         )
     n, known = table.shape[0], concrete(ids)
     if known is not None and known.size and (known.min() < 0 or known.max() >= n):
+        low, top = int(known.min()), int(known.max())
+        wider = f"widen it to {top + 1}" if top >= n else "-1 and -100 mark no token here"
         raise ValueError(
-            f"{name} run from {known.min()} to {known.max()}, but the {of} has {n} rows "
-            f"(0 to {n - 1}); use the ids of the tokenizer the table was made for, widen it to "
-            f"{max(int(known.max()) + 1, n)}, or put 0 in masked places"
+            f"{name} run from {low} to {top}, but the {of} has {n} rows (0 to {n - 1}); use the "
+            f"ids of the tokenizer the table was made for, {wider}, or put 0 in masked places"
         )
     ids = ids if ids.dtype.itemsize == 8 else ids.astype(jnp.int32)
     bad = (ids < 0) | (ids >= n)

@@ -50,6 +50,13 @@ def sequence_cross_entropy(logits, labels, mask=None, *, smoothing=0.0, z_loss=0
     """
     logits = real("logits", logits)
     dims("b t _, b t", logits=logits, labels=labels)
+    known = concrete(labels) if mask is None else None
+    if known is not None and known.size and known.min() < 0:
+        raise ValueError(
+            f"labels run from {known.min()} to {known.max()} and there is no mask; to leave out "
+            'places give mask=(labels != -100), or a field of the batch: y=("labels", '
+            '"label_mask")'
+        )
     within("z_loss", z_loss, 0, float("inf"))
     if mask is not None:
         dims("b t, b t", labels=labels, mask=mask)

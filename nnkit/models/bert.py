@@ -19,6 +19,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nnkit.core.checks import concrete
 from nnkit.layers.activations import gelu
 from nnkit.layers.attention import Attention
 from nnkit.layers.dense import Dense
@@ -165,6 +166,12 @@ class BERT(nn.Module):
         shares("BERT", dropout=self.dropout)
         divides("BERT", width=self.width, heads=self.heads)
         fits("BERT", tokens, length=self.length, mask=mask, token_types=token_types)
+        kinds = None if token_types is None else concrete(token_types)
+        if kinds is not None and kinds.size and not 0 <= kinds.min() <= kinds.max() < self.types:
+            raise ValueError(
+                f"BERT: token_types run from {kinds.min()} to {kinds.max()}, expected 0 to "
+                f"{self.types - 1}; give the model types={max(int(kinds.max()) + 1, self.types)}"
+            )
 
 
 class Block(nn.Module):

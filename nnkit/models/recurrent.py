@@ -212,10 +212,10 @@ def _check(model, **more) -> None:
     if model.vocabulary is not None:
         sizes(name, vocabulary=model.vocabulary)
     shares(name, dropout=model.dropout)
-    if not callable(model.layer):
+    if not callable(model.layer) or isinstance(model.layer, nn.Module):
         raise TypeError(
             f"{name}: layer is {model.layer!r:.60}, expected a function of the width that gives a "
-            "recurrent layer, such as the class layers.LSTM"
+            "recurrent layer, such as the class layers.LSTM (not an instance of it)"
         )
 
 

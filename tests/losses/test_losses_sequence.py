@@ -295,3 +295,8 @@ def test_parity_with_torch():
 def wanted(given, name):
     """Value and slopes of a loss in the file."""
     return {"value": given[f"{name}/value"], "slope": part(given, f"{name}/slope/")}
+
+
+def test_labels_of_minus_100_without_a_mask_name_the_mask():
+    with pytest.raises(ValueError, match=r"from -100 to 2 and there is no mask; .*labels != -100"):
+        losses.sequence_cross_entropy(jnp.zeros((1, 3, 5)), jnp.asarray([[1, 2, -100]]))

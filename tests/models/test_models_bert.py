@@ -160,3 +160,10 @@ def test_wrong_input_is_said_before_anything_compiles(changes, inputs, kind, sai
         BERT(**SIZE | changes).init(jax.random.key(0), *inputs)
     with pytest.raises(KeyError, match="BERT has no size 'huge'; there are 'tiny'"):
         BERT.from_size("huge")
+
+
+def test_a_token_type_that_there_is_not_is_named():
+    model = BERT(vocabulary=11, length=8, width=16, depth=1, heads=2, hidden=24)
+    ids = jnp.ones((1, 4), jnp.int32)
+    with pytest.raises(ValueError, match=r"token_types run from 2 to 2.*types=3"):
+        model.init(jax.random.key(0), ids, None, 2 * ids)

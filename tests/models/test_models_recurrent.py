@@ -200,3 +200,9 @@ def test_the_experiment_runs_at_toy_size(tmp_path):
     assert len(runs) == 2 * 3 * 2
     assert all(len(run) == 8 and run[-1] == 1 for run in runs)
     assert (tmp_path / "run" / "vanishing_gradient.png").stat().st_size < 60_000
+
+
+def test_a_layer_that_is_no_class_is_named():
+    model = RecurrentLM(11, width=8, layer=GRU(8))
+    with pytest.raises(TypeError, match=r"expected a function of the width .*not an instance"):
+        model.init(jax.random.key(0), jnp.ones((1, 4), jnp.int32))

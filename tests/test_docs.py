@@ -10,6 +10,7 @@ import inspect
 import re
 from pathlib import Path
 
+import parity
 import pytest
 
 import nnkit as nk
@@ -103,3 +104,9 @@ def test_the_short_name_is_never_offered_for_installation():
             assert not re.search(r"pip install (-\S+ )*['\"]?nnkit(?!-jax)\b", path.read_text()), (
                 path
             )
+
+
+def test_every_layer_and_model_is_in_the_table_of_parity():
+    text = (ROOT / "docs" / "parity.md").read_text()
+    for name in parity.named():
+        assert f"`{name}`" in text, f"{name}: write docs/parity.md again (tests/parity.py says how)"

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from parity import same
 
 import nnkit as nk
 from nnkit import losses, models
@@ -89,6 +90,13 @@ def test_a_dense_model_gives_the_logits_loss_and_gradients_of_torch(name):
     logits, value, grads, _ = pass_through(model, variables, jnp.asarray(g["x"]), g["y"])
     agree((logits, value), (g["logits"], g["loss"]))
     agree(grads, tree(part(g, "grads/")))
+    theirs = (g["logits"], g["loss"], tree(part(g, "grads/")))
+    same(
+        f"models.{type(model).__name__}",
+        "torch 2.13.0 nn.Sequential",
+        (logits, value, grads),
+        theirs,
+    )
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -106,6 +114,8 @@ def test_a_convnet_gives_the_logits_loss_and_gradients_of_torch(norm, train):
     logits, value, grads, new = pass_through(model, variables, x, y, **call)
     agree((logits, value), (then["logits"], then["loss"]))
     agree(grads, tree(part(then, "grads/"), channels=4))
+    theirs = then["logits"], then["loss"]
+    same("models.ConvNet", "torch 2.13.0 nn.Sequential, logits and loss", (logits, value), theirs)
     if norm and train:
         agree(new["batch_stats"], biased(variables["batch_stats"], tree(part(then, "stats/")), x))
 

@@ -144,7 +144,7 @@ IDS = np.zeros((2, 3), int)
 BAD = [
     ({}, (np.array([[0, 13]]),), ValueError, "tokens run from 0 to 13, but the vocabulary has 13"),
     ({}, (np.zeros((2, 10), int),), ValueError, "a sequence of 10, expected at most length=9"),
-    ({}, (IDS, None, IDS + 2), ValueError, "run from 2 to 2, but the vocabulary has 2 rows"),
+    ({}, (IDS, None, IDS + 2), ValueError, "token_types run from 2 to 2, expected 0 to 1"),
     ({}, (IDS, np.ones((2, 4), bool)), ValueError, r"mask has shape \(2, 4\), expected \(2, 3\)"),
     ({}, (IDS, None, IDS[:, :2]), ValueError, r"token_types has shape \(2, 2\)"),
     ({}, (IDS.astype(np.float32),), TypeError, r"tokens is float32\[2, 3\], expected integer ids"),

@@ -42,6 +42,14 @@ def _names(doctest_namespace):
     doctest_namespace.update(jax=jax, jnp=jnp, np=np, optax=optax, nn=nn, nk=nk)
 
 
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """For programs that run a few times on tiny arrays: most of their time would be optimising."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> str:
     """The folder with the real data sets in TFDS format; without it the test is skipped."""

@@ -14,6 +14,7 @@ from table_models import MODELS
 import nnkit as nk
 
 KEY = 3
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def close(a, b, rtol=1e-5, atol=1e-5):
@@ -23,14 +24,6 @@ def close(a, b, rtol=1e-5, atol=1e-5):
 
 
 rows = pytest.mark.parametrize("name", list(MODELS))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """The programs run a few times on tiny arrays: most of the time would go into optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def batch(row, b):

@@ -64,7 +64,7 @@ def test_the_programs(data_dir):
 
 
 def test_every_python_block_is_run_above():
-    assert len(blocks("python")) == 5
+    assert len(blocks("python")) == 6
 
 
 def test_commands_and_verbs_exist():

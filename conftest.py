@@ -1,10 +1,11 @@
 """JAX made strict for the whole suite, docstring examples included.
 
 Strict dtype promotion, no silent broadcasting over ranks, no key used twice, 8 CPU devices,
-warnings as errors (pyproject.toml), and one compilation cache shared by all tests and their
-child processes.
+warnings as errors (pyproject.toml), programs compiled quickly, and one compilation cache shared by
+all tests and their child processes.
 """
 
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -12,12 +13,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NNKIT_CACHE", str(Path.home() / ".cache" / "nnkit" / "tests"))
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # children would import 3 times slower
 os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(os.environ["NNKIT_CACHE"]) / "bytecode"))
+if int(importlib.metadata.version("jax").split(".")[1]) < 11:  # later ones refuse the flag
+    quick = "--xla_cpu_use_fusion_emitters=false"  # a third less time to compile
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
 import jax
 import pytest
-
-# A package whose function has the name of its file (data.tfds) must be whole before pytest imports
-# the file by itself, else the module takes the place of the function.
 
 collect_ignore_glob = ["tests/references/make_*.py"]  # they need the libraries compared with
 
@@ -27,6 +28,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_compilation_cache_dir", os.environ["NNKIT_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Tests run a program a few times on tiny arrays: most of their time would go into optimising it.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +46,11 @@ def _names(doctest_namespace):
 
 
 @pytest.fixture(scope="module")
-def compiled_quickly():
-    """For programs that run a few times on tiny arrays: most of their time would be optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimised():
+    """For programs whose memory or text is looked at, or that train for long."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

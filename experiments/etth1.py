@@ -159,10 +159,10 @@ def build(config: Config):
         each = nk.spread(nk.mesh(run=config.devices))
     step = nk.ensemble(nk.step(nk.gradient(task), optax.adam(rate)), config.seeds, each=each)
     seen = nk.stacked(task, each=each)
-    evaluations = [
-        nk.evaluate(seen, validation, split="validation"),
-        nk.evaluate(seen, test, split="test"),
-    ]
+    evaluations = {
+        "validation": nk.evaluate(seen, validation, split="validation"),
+        "test": nk.evaluate(seen, test, split="test"),
+    }
     return step, train, evaluations
 
 
@@ -209,7 +209,7 @@ def main(config: Config, folder=None):
             state,
             train,
             steps=epochs * len(train),
-            every={len(train): evaluations},
+            every={len(train): list(evaluations.values())},
             run=run,
         )
         count = sum(leaf.size for leaf in jax.tree.leaves(step.weights(state)[0]))

@@ -131,7 +131,7 @@ def network(config: Config):
 
 
 def build(config: Config):
-    """(step, train, evaluation): the seeds as one Step."""
+    """(step, train, evaluations): the seeds as one Step."""
     import jax
     import optax
 
@@ -148,19 +148,19 @@ def build(config: Config):
     tx = optax.adamw(rate, weight_decay=config.weight_decay)
     each = jax.vmap  # at this size quicker than members one by one, convolutions included
     step = nk.ensemble(nk.step(nk.gradient(task), tx), config.seeds, each=each)
-    return step, train, nk.evaluate(nk.stacked(task, each=each), held, split=config.split)
+    evaluation = nk.evaluate(nk.stacked(task, each=each), held, split=config.split)
+    return step, train, {config.split: evaluation}
 
 
 def main(config: Config, folder=None):
     """Train the seeds together, print the table, return its rows."""
     import jax
 
-    step, train, evaluation = build(config)
+    step, train, evaluations = build(config)
     state = nk.init(step, jax.random.key(config.seed), next(iter(train)))
     with nk.Run(folder, config, experiment="mnist1d", save_every=config.steps) as run:
-        state, rows = nk.fit(
-            step, state, train, steps=config.steps, every={config.steps: evaluation}, run=run
-        )
+        every = {config.steps: evaluations[config.split]}
+        state, rows = nk.fit(step, state, train, steps=config.steps, every=every, run=run)
         table = results(config, rows)
         run.conclude(table)
     return table

@@ -68,18 +68,10 @@ class Config:
 
 def read(split: str):
     """The texts and labels [n] of a split."""
-    import numpy as np
-
     from nnkit import data
 
-    texts: list[bytes] = []
-
-    def numbers(rows):  # once over the split, in order
-        texts.extend(rows["text"])
-        return {"y": rows["label"]}
-
-    labels = data.tfds(NAME, split=split, batch_size=100, shuffle=False, map=numbers)
-    return texts, np.concatenate([batch["y"] for batch in labels])[: len(texts)]
+    found = data.columns(NAME, split=split)
+    return found["text"], found["label"].astype("int32")
 
 
 def reviews(config: Config):
@@ -144,7 +136,7 @@ def held_out(task: nk.Objective, fold) -> nk.Objective:
 
 
 def build(config: Config):
-    """(step, train, evaluation): the folds, or the seeds, as one Step."""
+    """(step, train, evaluations): the folds, or the seeds, as one Step."""
     import optax
 
     from nnkit import data, losses, metrics
@@ -180,7 +172,8 @@ def build(config: Config):
 
         step = nk.sweep(recipe, nk.product(fold=range(config.members)))
         members = held_out(task, 0)  # evaluated with the fold that a member carries
-    return step, train, nk.evaluate(nk.stacked(members), held, split=config.split)
+    evaluation = nk.evaluate(nk.stacked(members), held, split=config.split)
+    return step, train, {config.split: evaluation}
 
 
 def baseline(config: Config):
@@ -191,7 +184,6 @@ def baseline(config: Config):
     from sklearn.pipeline import make_pipeline
 
     texts, y, fold, n = reviews(config)
-    texts = [text.decode() for text in texts]
     if fold is None:
         fold = (np.arange(len(y)) >= n).astype(np.int32) - 1  # one held-out part, number 0
     found = []
@@ -209,22 +201,23 @@ def main(config: Config, folder=None):
     """Train all members together, print the table with its baseline, return its rows."""
     import jax
 
-    step, train, evaluation = build(config)
+    step, train, evaluations = build(config)
     state = nk.init(step, jax.random.key(config.seed), next(iter(train)))
     steps = config.epochs * len(train)
     often = len(train) if config.split == "validation" else steps  # else only once, at the end
     with nk.Run(folder, config, experiment="reviews", save_every=steps) as run:
-        state, rows = nk.fit(step, state, train, steps=steps, every={often: evaluation}, run=run)
-        table = results(config, rows, baseline(config))
+        every = {often: evaluations[config.split]}
+        state, rows = nk.fit(step, state, train, steps=steps, every=every, run=run)
+        table = results(config, rows)
         run.conclude(table)
     return table
 
 
-def results(config: Config, rows, words):
+def results(config: Config, rows):
     """Accuracy of the network after the last step, and of the bag of words on the same parts."""
     last = [row for row in rows if row.get("split") == config.split][-1]
     table = []
-    for name, found in ((config.model, last["accuracy"]), ("bag of words", words)):
+    for name, found in ((config.model, last["accuracy"]), ("bag of words", baseline(config))):
         table.append({"model": name, f"{config.split} accuracy": nk.loop.percent(found)})
         table[-1]["members"] = len(found)
         table[-1]["accuracies"] = found.tolist()

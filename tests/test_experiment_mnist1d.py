@@ -26,7 +26,8 @@ def test_a_model_has_as_many_weights_as_that_of_the_authors(name):
 def test_two_seeds_learn_as_one_program(name):
     mnist1d = load("mnist1d")
     config = mnist1d.Config(model=name, seeds=2, steps=30, split="validation")
-    step, train, evaluation = mnist1d.build(config)
+    step, train, evaluations = mnist1d.build(config)
+    evaluation = evaluations[config.split]
     state = nk.init(step, jax.random.key(0), next(iter(train)))
     before = evaluation(*step.weights(state))
     state, rows = nk.fit(step, state, train, steps=30, progress=False)

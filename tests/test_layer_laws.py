@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from table_layers import LAYERS
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 rows = pytest.mark.parametrize("name", list(LAYERS))
 
 

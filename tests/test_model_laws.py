@@ -14,7 +14,6 @@ from table_models import MODELS
 import nnkit as nk
 
 KEY = 3
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def close(a, b, rtol=1e-5, atol=1e-5):

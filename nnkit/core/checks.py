@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["concrete", "dims", "indices", "positive"]
+__all__ = ["concrete", "dims", "indices", "positive", "real", "same", "shares", "sizes"]
 
 
 def dims(spec: str, **arrays) -> SimpleNamespace:
@@ -146,3 +147,140 @@ def positive(**numbers) -> None:
         bad = known[~(np.isfinite(known) & (known > 0))].ravel()[0] if known.ndim else known
         hint = "; 1e-3 is a usual start" if name.endswith("learning_rate") else ""
         raise ValueError(f"{name} is {bad}, expected a finite number > 0{hint}")
+
+
+def real(name: str, x):
+    """An array of floats in float32 or wider: what losses and metrics compute with.
+
+    Args:
+      name: of the array, for the message.
+      x: [...] floats of any width.
+
+    Returns:
+      [...] float32, or float64 as it came.
+
+    Raises:
+      TypeError: if it is not of floats.
+
+    >>> real("logits", jnp.ones(2, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} is {x.dtype}, expected floats: the output of the model; "
+            f"if they are right so, write {name}.astype(jnp.float32)"
+        )
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def same(*, loss: str | None = None, **pair) -> None:
+    """Two arrays must have one shape: nothing is broadcast.
+
+    Args:
+      loss: name of the loss in the remedy, or None.
+      **pair: two arrays [...] by name.
+
+    Raises:
+      ValueError: if the shapes differ; says how to squeeze an axis of 1.
+
+    >>> same(outputs=np.ones((4, 1)), y=np.ones(4))
+    Traceback (most recent call last):
+        ...
+    ValueError: outputs has shape (4, 1) and y has shape (4,), expected the same shape; squeeze...
+    """
+    (a, x), (b, y) = ((name, tuple(np.shape(array))) for name, array in pair.items())
+    if x == y:
+        return
+    hint, at = "", "[:, 0]" if max(len(x), len(y)) == 2 else "[..., 0]"
+    if y + (1,) == x:
+        hint, call = f"; squeeze with {a}{at}", f"outputs{at}, y"
+    elif x + (1,) == y:
+        hint, call = f"; squeeze with {b}{at}", f"outputs, y{at}"
+    if hint and loss:
+        hint += f": nk.supervised(model, lambda outputs, y: losses.{loss}({call}))"
+    raise ValueError(f"{a} has shape {x} and {b} has shape {y}, expected the same shape{hint}")
+
+
+def sizes(owner: str, *, many: bool = False, **fields) -> None:
+    """Every field must be an integer >= 1, or (many) a list of at least one of them.
+
+    Args:
+      owner: name of the model or layer, for the message.
+      many: are the fields lists?
+      **fields: values by name.
+
+    Raises:
+      TypeError: if a field is of another kind.
+      ValueError: if a list is empty, or a size is not >= 1.
+
+    >>> sizes("MLP", many=True, widths=3)
+    Traceback (most recent call last):
+        ...
+    TypeError: MLP: widths is 3, expected integers >= 1 in a list or tuple; write widths=(3,)
+    """
+    for name, value in fields.items():
+        said = f"{owner}: {name} is {value!r:.60}, expected"
+        if not many:
+            _size(value, said + f" an integer >= 1{_for_example(name, value)}")
+            continue
+        if not isinstance(value, list | tuple | range | np.ndarray):
+            one = f"({value},)" if _whole(value) else "(64, 10)"
+            raise TypeError(f"{said} integers >= 1 in a list or tuple; write {name}={one}")
+        if not len(value):
+            raise ValueError(f"{said} at least one integer >= 1, such as {name}=(64, 10)")
+        for i, x in enumerate(value):
+            where = f"{owner}: {name}[{i}] is {x!r:.60} in {value!r:.60}, expected"
+            _size(x, f"{where} an integer >= 1, as in {name}=(64, 10)")
+
+
+def shares(owner: str, **fields) -> None:
+    """Every field must be a number in [0, 1): the share that is dropped.
+
+    Args:
+      owner: name of the model or layer, for the message.
+      **fields: values [] by name; traced ones pass.
+
+    Raises:
+      TypeError: if one is no number.
+      ValueError: if one is not in [0, 1).
+
+    >>> shares("MLP", dropout=50)
+    Traceback (most recent call last):
+        ...
+    ValueError: MLP: dropout is 50, expected a share in [0, 1): 0 drops nothing, 0.5 one half
+    """
+    for name, value in fields.items():
+        said = f"{owner}: {name} is {value!r:.60}, expected a share in [0, 1): 0 drops nothing, "
+        known = concrete(value)
+        if known is None:
+            continue
+        if known.ndim or known.dtype.kind not in "fiu":
+            raise TypeError(f"{said}0.5 one half")
+        if not 0 <= known < 1:
+            raise ValueError(f"{said}0.5 one half")
+
+
+def _size(x, said: str) -> None:
+    if not _whole(x):
+        raise TypeError(said)
+    if operator.index(x) < 1:
+        raise ValueError(said)
+
+
+def _whole(x) -> bool:
+    try:
+        operator.index(x)
+    except TypeError:
+        return False
+    return not isinstance(x, bool | np.bool_)
+
+
+def _for_example(name, value) -> str:
+    """The integer that is meant, where one can tell."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return f", such as {name}=10"
+    whole = number.is_integer() and number >= 1 and not isinstance(value, bool | np.bool_)
+    return f"; write {name}={int(number)}" if whole else f", such as {name}=10"

@@ -31,7 +31,8 @@ from jax.nn import (
 )
 from jax.nn import soft_sign as softsign
 
-from nnkit.layers.inputs import channels, real, sizes
+from nnkit.core.checks import sizes
+from nnkit.layers.inputs import channels, real
 from nnkit.layers.simplex import entmax15, softmax, sparsemax
 
 __all__ = [

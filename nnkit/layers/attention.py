@@ -3,57 +3,18 @@
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from nnkit.core.checks import concrete
+from nnkit.core.checks import concrete, shares, sizes
 from nnkit.layers.dense import Dense
 from nnkit.layers.dot_product import attention, attention_weights
 from nnkit.layers.drop import Dropout
-from nnkit.layers.inputs import share, sizes
+from nnkit.layers.memory import cache, places_of, written
 from nnkit.layers.norms import RMSNorm
 from nnkit.layers.positions import rope
 from nnkit.layers.scores import mix
 
 __all__ = ["Attention", "attention", "attention_weights", "cache"]
-
-
-def cache(batch, length, kv_heads, head_dim, dtype=jnp.float32):
-    """An empty memory of keys and values, for decoding token by token.
-
-    A plain dict of arrays: scan it, donate it, save it. Beside keys and values it holds the
-    position of every key (-1: nothing there, or padding) and its segment, so that padded batches,
-    windows and segments see what they would see without a cache.
-
-    Args:
-      batch: number of sequences.
-      length: the most tokens that fit.
-      kv_heads: heads of keys and values.
-      head_dim: size of a head.
-      dtype: of keys and values.
-
-    Returns:
-      {"k", "v": [batch length kv_heads head_dim], "positions", "segments": [batch length] int32,
-      "index": [] int32, the tokens written}.
-
-    Raises:
-      ValueError: if a size is not >= 1.
-
-    >>> memory = cache(batch=2, length=8, kv_heads=1, head_dim=4)
-    >>> memory["k"].shape, int(memory["index"])
-    ((2, 8, 1, 4), 0)
-
-    Shazeer, arXiv:1911.02150, section 2.4 (incremental multi-head attention).
-    """
-    sizes("cache", batch=batch, length=length, kv_heads=kv_heads, head_dim=head_dim)
-    shape = (batch, length, kv_heads, head_dim)
-    return {
-        "k": jnp.zeros(shape, dtype),
-        "v": jnp.zeros(shape, dtype),
-        "positions": jnp.full((batch, length), -1, jnp.int32),
-        "segments": jnp.zeros((batch, length), jnp.int32),
-        "index": jnp.zeros((), jnp.int32),
-    }
 
 
 class Attention(nn.Module):
@@ -86,12 +47,15 @@ class Attention(nn.Module):
 
     Call: x [b t d], context [b s c] or None -> [b t d]. Keywords: mask [b s] (of the context, if
     there is one) or [b t s]; segments [b t]; positions [t] or [b t] for the rotation; bias
-    [b|1 h|1 t|1 s|1]; train; probabilities=True returns the weights [b h t s] too, last.
+    [b|1 h|1 t|1 s|1], or a function of the positions of queries [b|1 t] and keys [b|1 s] (negative:
+    hidden) that gives it; train; probabilities=True returns the weights [b h t s] too, last.
 
     With cache=`cache(...)` returns (y, cache): the t new tokens are written behind those there,
     with mask [b t] and segments [b t] of the new ones, and bias over s = length keys. Positions
     count the real tokens of each sequence unless they are given, so that prompts padded left or
-    right need nothing else. Fields are those of a causal layer.
+    right need nothing else. With a window, a ring of as many places is enough; where the t tokens
+    overwrite what the first of them sees, s = length + t keys are seen. Fields are those of a
+    causal layer.
 
     Raises:
       ValueError: if heads do not divide, shapes do not fit, more tokens come than the cache has
@@ -143,16 +107,19 @@ class Attention(nn.Module):
     ):
         groups, size = self._sizes(x, context, cache)
         q, k, v = self._project(x, x if context is None else context, groups, size)
-        given = {"causal": self.causal, "window": self.window, "bias": bias}
+        given = {"causal": self.causal, "window": self.window}
         if cache is None:
             q, k = self._rotated(q, k, positions)
             given |= {"mask": mask, "segments": segments}
+            near = (jnp.arange(n, dtype=jnp.int32)[None] for n in (q.shape[1], k.shape[1]))
         else:
-            places = _places(cache, x, mask, positions)
+            places = places_of(cache, x, mask, positions)
             q, k = self._rotated(q, k, places)
-            cache, seen, full = _written(cache, k, v, places, mask, segments)
-            k, v = cache["k"].astype(q.dtype), cache["v"].astype(q.dtype)
+            cache, seen, full = written(cache, k, v, places, mask, segments, self.window)
+            k, v = seen.pop("k"), seen.pop("v")
             given |= seen
+            near = seen["positions"]
+        given["bias"] = bias(*near) if callable(bias) else bias
         given |= {"scale": self.scale, "softcap": self.softcap}
         y, p = self._attend(q, k, v, given, train, probabilities)
         y = Dense(
@@ -162,7 +129,7 @@ class Attention(nn.Module):
             name="out",
         )(y.reshape(*y.shape[:2], self.heads * size))
         if cache is not None:
-            y = jnp.where(full, jnp.full((), jnp.nan, y.dtype), y)
+            y = jnp.where(full[:, None, None], jnp.full((), jnp.nan, y.dtype), y)
         extra = ((cache,) if cache is not None else ()) + ((p,) if probabilities else ())
         return (y, *extra) if extra else y
 
@@ -202,7 +169,7 @@ class Attention(nn.Module):
     def _sizes(self, x, context, cache):
         fields = {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim}
         sizes("Attention", **{name: n for name, n in fields.items() if n is not None})
-        share("Attention", dropout=self.dropout)
+        shares("Attention", dropout=self.dropout)
         for name, array in (("x", x), ("context", context)):
             if array is not None and jnp.ndim(array) != 3:
                 raise ValueError(f"{name} has shape {jnp.shape(array)}, expected (b t d)")
@@ -232,59 +199,3 @@ class Attention(nn.Module):
                 "have to see later ones"
             )
         return groups, self.head_dim or width // heads
-
-
-def _places(cache, x, mask, positions):
-    """Positions [b t] of new tokens: given, or behind the real tokens of each sequence."""
-    b, t = x.shape[:2]
-    if positions is not None:
-        positions = jnp.asarray(positions).astype(jnp.int32)
-        if positions.shape not in ((t,), (b, t)):
-            raise ValueError(
-                f"positions has shape {positions.shape}, expected ({t},) or ({b}, {t})"
-            )
-        return jnp.broadcast_to(positions.reshape(-1, t), (b, t))
-    if mask is not None and jnp.shape(mask) != (b, t):
-        raise ValueError(
-            f"mask has shape {jnp.shape(mask)}, expected ({b}, {t}): with a cache it says which of "
-            "the new tokens are real; those written before are remembered"
-        )
-    real = jnp.ones((b, t), jnp.int32) if mask is None else jnp.asarray(mask).astype(jnp.int32)
-    count = cache["positions"].max(1, keepdims=True) + 1  # [b 1]
-    return jnp.maximum(count + jnp.cumsum(real, 1) - 1, 0).astype(jnp.int32)
-
-
-def _written(cache, k, v, places, mask, segments):
-    """The cache with new keys behind the old ones, what queries see of it, and is it too full?"""
-    (b, t, g, d), shape = k.shape, cache["k"].shape
-    if shape[0] != b or shape[2:] != (g, d):
-        raise ValueError(
-            f"the cache has keys of shape {shape}, expected ({b}, length, {g}, {d}) from x and the "
-            f"fields; make it with cache({b}, {shape[1]}, kv_heads={g}, head_dim={d})"
-        )
-    index, length = cache["index"], shape[1]
-    known = concrete(index)
-    if t + (0 if known is None else int(known)) > length:
-        raise ValueError(
-            f"{t} new tokens after {0 if known is None else int(known)} do not fit into a cache of "
-            f"length {length}; make a longer one or drop old tokens"
-        )
-    full = index + t > length
-    marks = places if mask is None else jnp.where(jnp.asarray(mask).astype(bool), places, -1)
-    if segments is None:
-        segments = jnp.zeros((b, t), jnp.int32)
-    new = {"k": k, "v": v, "positions": marks, "segments": jnp.asarray(segments)}
-    out = {name: _put(cache[name], x, index, full) for name, x in new.items()}
-    seen = {
-        "positions": (places, out["positions"]),
-        "segments": (new["segments"], out["segments"]),
-    }
-    return {**out, "index": (index + t).astype(index.dtype)}, seen, full
-
-
-def _put(old, new, index, full):
-    """old [b length ...] with new [b t ...] at index, or as it was if there is no room."""
-    start = (0, index) + (0,) * (old.ndim - 2)
-    start = tuple(jnp.asarray(i, index.dtype) for i in start)
-    there = jax.lax.dynamic_slice(old, start, new.shape)
-    return jax.lax.dynamic_update_slice(old, jnp.where(full, there, new.astype(old.dtype)), start)

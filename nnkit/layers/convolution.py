@@ -14,7 +14,8 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from nnkit.layers.inputs import channels, real, sizes
+from nnkit.core.checks import sizes
+from nnkit.layers.inputs import channels, real
 from nnkit.layers.pooling import avg_pool, global_avg_pool, max_pool
 from nnkit.layers.windows import each, many, pads_of, pairs, spread
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 
-from nnkit.layers.inputs import channels, real, sizes
+from nnkit.core.checks import sizes
+from nnkit.layers.inputs import channels, real
 
 __all__ = ["Dense", "linear"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nnkit.core.checks import concrete
-from nnkit.layers.inputs import sizes
+from nnkit.core.checks import concrete, sizes
 
 __all__ = ["Embed", "rows"]
 

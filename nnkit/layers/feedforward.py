@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
+from nnkit.core.checks import shares, sizes
 from nnkit.layers.activations import gelu
 from nnkit.layers.dense import Dense
 from nnkit.layers.drop import Dropout
-from nnkit.layers.inputs import share, sizes
 
 __all__ = ["FeedForward"]
 
@@ -57,7 +57,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool = False):
         sizes("FeedForward", hidden=self.hidden)
-        share("FeedForward", dropout=self.dropout)
+        shares("FeedForward", dropout=self.dropout)
         if not callable(self.activation):
             raise TypeError(
                 f"FeedForward: activation is {self.activation!r:.60}, expected a function such as "

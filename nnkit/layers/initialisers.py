@@ -29,8 +29,7 @@ from jax.nn.initializers import (
     zeros,
 )
 
-from nnkit.core.checks import positive
-from nnkit.layers.inputs import share
+from nnkit.core.checks import positive, shares
 
 __all__ = [
     "Width",
@@ -109,7 +108,7 @@ def sparse(sparsity, stddev=0.01):
 
     Martens 2010, Deep learning via Hessian-free optimization, section 5.
     """
-    share("sparse", sparsity=sparsity)
+    shares("sparse", sparsity=sparsity)
     positive(stddev=stddev)
 
     def init(key, shape, dtype=jnp.float32, *_):

@@ -2,41 +2,9 @@
 
 from __future__ import annotations
 
-import operator
-
 import jax.numpy as jnp
-import numpy as np
-
-from nnkit.core.checks import concrete
 
 __all__: list[str] = []
-
-
-def sizes(layer: str, **fields) -> None:
-    """Every field must be an integer >= 1."""
-    for name, value in fields.items():
-        said = f"{layer}: {name} is {value!r:.60}, expected an integer >= 1"
-        try:
-            known = operator.index(value)
-        except TypeError:
-            raise TypeError(f"{said}; write {name}=10 for 10") from None
-        if isinstance(value, bool | np.bool_):
-            raise TypeError(f"{said}; write {name}=10 for 10")
-        if known < 1:
-            raise ValueError(said)
-
-
-def share(layer: str, **fields) -> None:
-    """Every field [] must be a number in [0, 1); traced ones pass."""
-    for name, value in fields.items():
-        said = f"{layer}: {name} is {value!r:.60}, expected a share in [0, 1): 0 drops nothing, "
-        known = concrete(value)
-        if known is None:
-            continue
-        if known.ndim or known.dtype.kind not in "fiu":
-            raise TypeError(f"{said}0.5 one half")
-        if not 0 <= known < 1:
-            raise ValueError(f"{said}0.5 one half")
 
 
 def real(layer: str, x):

@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nnkit.core.checks import sizes
 from nnkit.layers.dense import Dense
-from nnkit.layers.inputs import real, sizes
+from nnkit.layers.inputs import real
 from nnkit.layers.scores import wide
 
 __all__ = ["MoE"]

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from nnkit.core.checks import positive
-from nnkit.layers.inputs import channels, real, sizes, wide
+from nnkit.core.checks import positive, sizes
+from nnkit.layers.inputs import channels, real, wide
 from nnkit.layers.moments import moments, normalise
 from nnkit.layers.weight_norms import SpectralNorm, WeightNorm
 

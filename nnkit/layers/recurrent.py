@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
-from nnkit.core.checks import dims
+from nnkit.core.checks import dims, shares, sizes
 from nnkit.layers import cells, fast_cells
-from nnkit.layers.inputs import channels, real, share, sizes
+from nnkit.layers.inputs import channels, real
 
 __all__ = ["GRU", "LSTM", "RNN", "eye"]
 
@@ -318,7 +318,7 @@ def _sizes(layer, x) -> int:
     """d, after the checks that every layer makes of its fields and of x [b t d]."""
     name = type(layer).__name__
     sizes(name, features=layer.features)
-    share(name, recurrent_dropout=layer.recurrent_dropout)
+    shares(name, recurrent_dropout=layer.recurrent_dropout)
     if getattr(layer, "form", "plain") not in FORMS:
         raise ValueError(f"{name}: form is {layer.form!r}, expected one of {', '.join(FORMS)}")
     if jnp.ndim(x) != 3 or not x.shape[1]:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from nnkit.core import trees
+from nnkit.core.checks import shares
 from nnkit.layers.drop import Dropout
-from nnkit.layers.inputs import share
 
 __all__ = ["Bidirectional", "Stacked", "detach", "probe"]
 
@@ -97,7 +97,7 @@ class Stacked(nn.Module):
         n = len(self.layers)
         if not n:
             raise ValueError("Stacked: there is no layer, expected at least one, such as LSTM(64)")
-        share("Stacked", dropout=self.dropout)
+        shares("Stacked", dropout=self.dropout)
         state = (None,) * n if state is None else state
         if len(state) != n:
             raise ValueError(f"Stacked: state has {len(state)} parts, expected {n}: one per layer")

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nnkit.layers.inputs import real, sizes, wide
+from nnkit.core.checks import sizes
+from nnkit.layers.inputs import real, wide
 
 __all__ = ["SpectralNorm", "WeightNorm"]
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from nnkit.layers.inputs import sizes
+from nnkit.core.checks import sizes
 
 __all__: list[str] = []
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from nnkit.core.checks import dims, positive
+from nnkit.core.checks import dims, positive, real
 from nnkit.losses.classify import cross_entropy
-from nnkit.losses.inputs import classes, real, within
+from nnkit.losses.inputs import classes, within
 
 __all__ = ["arcface", "cosface", "cosines", "normalised_softmax"]
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nnkit.core.checks import concrete
-from nnkit.losses.inputs import classes, is_soft, log_chosen, real, same, spoil, within
+from nnkit.core.checks import concrete, real, same
+from nnkit.losses.inputs import classes, is_soft, log_chosen, spoil, within
 
 __all__ = ["binary", "cross_entropy", "focal", "hinge", "kl", "multiclass_hinge"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from nnkit.core.checks import concrete, dims, positive
+from nnkit.core.checks import concrete, dims, positive, real, same
 from nnkit.core.means import Mean
 from nnkit.losses.angular import root, unit
 from nnkit.losses.classify import cross_entropy
-from nnkit.losses.inputs import real, same, spoil, within
+from nnkit.losses.inputs import spoil, within
 
 __all__ = ["contrastive", "info_nce", "semi_hard_triplet", "triplet"]
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import concrete
-from nnkit.losses.inputs import real, spoil
+from nnkit.core.checks import concrete, real
+from nnkit.losses.inputs import spoil
 
 __all__ = ["crps_gaussian", "crps_quantiles", "crps_samples", "quantile"]
 

@@ -11,32 +11,6 @@ from nnkit.core.checks import concrete, indices
 __all__: list[str] = []
 
 
-def real(name, x):
-    """A float array [...] in float32 or float64."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"{name} is {x.dtype}, expected floats: the output of the model; "
-            f"if they are right so, write {name}.astype(jnp.float32)"
-        )
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-
-
-def same(*, loss=None, **pair):
-    """Two arrays [...] must have one shape: no broadcasting. `loss` is named in the remedy."""
-    (a, x), (b, y) = ((name, tuple(np.shape(array))) for name, array in pair.items())
-    if x == y:
-        return
-    hint, at = "", "[:, 0]" if max(len(x), len(y)) == 2 else "[..., 0]"
-    if y + (1,) == x:
-        hint, call = f"; squeeze with {a}{at}", f"outputs{at}, y"
-    elif x + (1,) == y:
-        hint, call = f"; squeeze with {b}{at}", f"outputs, y{at}"
-    if hint and loss:
-        hint += f": nk.supervised(model, lambda outputs, y: losses.{loss}({call}))"
-    raise ValueError(f"{a} has shape {x} and {b} has shape {y}, expected the same shape{hint}")
-
-
 def within(name, x, low, high):
     """A number [] must lie in [low, high); traced values pass."""
     known = concrete(x)

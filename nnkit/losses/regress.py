@@ -5,8 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 
-from nnkit.core.checks import positive
-from nnkit.losses.inputs import real, same
+from nnkit.core.checks import positive, real, same
 
 __all__ = ["huber", "mae", "mse"]
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import concrete
-from nnkit.losses.inputs import classes, real, spoil, within
+from nnkit.core.checks import concrete, real
+from nnkit.losses.inputs import classes, spoil, within
 
 __all__ = ["dice", "lovasz_hinge", "lovasz_softmax", "soft_iou"]
 

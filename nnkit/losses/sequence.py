@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import concrete, dims
+from nnkit.core.checks import concrete, dims, real
 from nnkit.core.means import Mean
 from nnkit.losses.classify import cross_entropy
-from nnkit.losses.inputs import real, spoil, within
+from nnkit.losses.inputs import spoil, within
 
 __all__ = ["ctc", "sequence_cross_entropy", "z_loss"]
 

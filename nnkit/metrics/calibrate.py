@@ -7,8 +7,8 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from nnkit.core.checks import dims
-from nnkit.metrics.inputs import classes, distribution, or_nan, real
+from nnkit.core.checks import dims, real
+from nnkit.metrics.inputs import classes, distribution, or_nan
 
 __all__ = ["brier", "calibration", "ece", "nll"]
 

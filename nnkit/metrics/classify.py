@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import dims
-from nnkit.metrics.inputs import binary, classes, masked, or_nan, real, weights
+from nnkit.core.checks import dims, real
+from nnkit.metrics.inputs import binary, classes, masked, or_nan, weights
 
 __all__ = [
     "accuracy",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import concrete
-from nnkit.metrics.inputs import or_nan, real, same
+from nnkit.core.checks import concrete, real, same
+from nnkit.metrics.inputs import or_nan
 
 __all__ = ["coverage", "mase", "naive_error", "smape"]
 

@@ -6,30 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import concrete, indices
+from nnkit.core.checks import concrete, indices, real, same
 
 __all__: list[str] = []
-
-
-def real(name, x):
-    """A float array [...] in float32 or float64."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"{name} is {x.dtype}, expected floats: the output of the model; "
-            f"if they are right so, write {name}.astype(jnp.float32)"
-        )
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-
-
-def same(**pair):
-    """Two arrays [...] must have one shape: no broadcasting."""
-    (a, x), (b, y) = ((name, tuple(np.shape(array))) for name, array in pair.items())
-    if x == y:
-        return
-    hint = f"; squeeze with {a}[:, 0]" if x == y + (1,) else ""
-    hint = f"; squeeze with {b}[:, 0]" if y == x + (1,) else hint
-    raise ValueError(f"{a} has shape {x} and {b} has shape {y}, expected the same shape{hint}")
 
 
 def weights(mask, n):

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import concrete, dims
+from nnkit.core.checks import concrete, dims, real
 from nnkit.core.means import Mean
-from nnkit.metrics.inputs import classes, or_nan, real
+from nnkit.metrics.inputs import classes, or_nan
 
 __all__ = ["dice", "iou", "mean_iou", "pixel_confusion"]
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nnkit.core.checks import concrete
+from nnkit.core.checks import concrete, shares, sizes
 from nnkit.layers.activations import gelu
 from nnkit.layers.attention import Attention
 from nnkit.layers.dense import Dense
@@ -28,7 +28,7 @@ from nnkit.layers.embeddings import Embed
 from nnkit.layers.feedforward import FeedForward
 from nnkit.layers.norms import LayerNorm
 from nnkit.layers.positions import LearnedPositions
-from nnkit.models.fields import divides, pick, shares, sizes
+from nnkit.models.fields import divides, pick
 from nnkit.models.tokens import fits
 
 __all__ = ["BERT"]

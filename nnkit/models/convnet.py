@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nnkit.core.checks import shares, sizes
 from nnkit.layers.convolution import Conv
 from nnkit.layers.dense import Dense
 from nnkit.layers.norms import BatchNorm
 from nnkit.layers.pooling import max_pool
-from nnkit.models.fields import shares, sizes
 
 __all__ = ["ConvNet"]
 

@@ -20,12 +20,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from nnkit.core.checks import shares, sizes
 from nnkit.layers.activations import gelu
 from nnkit.layers.convolution import Conv
 from nnkit.layers.dense import Dense
 from nnkit.layers.drop import StochasticDepth
 from nnkit.layers.norms import LayerNorm
-from nnkit.models.fields import pick, shares, sizes
+from nnkit.models.fields import pick
 from nnkit.models.pictures import pictures
 
 __all__ = ["SIZES", "ConvNeXt"]

@@ -20,6 +20,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nnkit.core.checks import shares, sizes
 from nnkit.layers.activations import gelu_tanh
 from nnkit.layers.attention import Attention
 from nnkit.layers.attention import cache as empty_cache
@@ -30,7 +31,7 @@ from nnkit.layers.embeddings import Embed
 from nnkit.layers.feedforward import FeedForward
 from nnkit.layers.norms import RMSNorm
 from nnkit.layers.positions import RelativeBias
-from nnkit.models.fields import pick, shares, sizes
+from nnkit.models.fields import pick
 from nnkit.models.tokens import fits, places, seen_places, shift_right
 
 __all__ = ["EncDec", "shift_right"]
@@ -66,12 +67,13 @@ class EncDec(nn.Module):
       dropout: share set to 0 in embeddings, attention probabilities, inside the MLP and after every
         branch while training.
       epsilon: of the norms.
+      begin: id of the token that every target begins with, unseen; T5 has its padding, 0.
 
     Call: (source [b s], target_in [b t], source_mask [b s], target_mask [b t]), train=False ->
-    [b t vocabulary]; target_in is `shift_right(target, start)`. With intermediates=True also a dict
-    {"encoder_embedded", "encoder_block_0", ..., "encoded": [b s width], "encoder_attention_0":
-    [b heads s s], "embedded", "block_0", ..., "final": [b t width], "attention_0": [b heads t t],
-    "cross_0": [b heads t s]}.
+    [b t vocabulary]; target_in is `shift_right(target, model.begin)`. With intermediates=True also
+    a dict {"encoder_embedded", "encoder_block_0", ..., "encoded": [b s width],
+    "encoder_attention_0": [b heads s s], "embedded", "block_0", ..., "final": [b t width],
+    "attention_0": [b heads t t], "cross_0": [b heads t s]}.
 
     Decoding step by step runs the encoder once: `encode`, `start`, then `decode` with the cache.
 
@@ -102,6 +104,7 @@ class EncDec(nn.Module):
     max_distance: int = 128
     dropout: float = 0.1
     epsilon: float = 1e-6
+    begin: int = 0
 
     @classmethod
     def from_size(cls, size: str, **changes) -> EncDec:
@@ -129,6 +132,11 @@ class EncDec(nn.Module):
         sizes("EncDec", **{name: getattr(self, name) for name in named})
         if self.decoder_depth is not None:
             sizes("EncDec", decoder_depth=self.decoder_depth)
+        if not 0 <= self.begin < self.vocabulary:
+            raise ValueError(
+                f"EncDec: begin is {self.begin}, but the vocabulary has {self.vocabulary} tokens "
+                f"(0..{self.vocabulary - 1})"
+            )
         shares("EncDec", dropout=self.dropout)
         stack = partial(
             Stack,

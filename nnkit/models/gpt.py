@@ -30,6 +30,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nnkit.core.checks import shares, sizes
 from nnkit.layers.activations import gelu, gelu_tanh
 from nnkit.layers.attention import Attention
 from nnkit.layers.attention import cache as empty_cache
@@ -40,8 +41,8 @@ from nnkit.layers.feedforward import FeedForward
 from nnkit.layers.moe import MoE
 from nnkit.layers.norms import LayerNorm, RMSNorm
 from nnkit.layers.positions import LearnedPositions, alibi
-from nnkit.models.fields import divides, pick, shares, sizes
-from nnkit.models.tokens import fits, places, seen_places
+from nnkit.models.fields import divides, pick
+from nnkit.models.tokens import fits, places
 
 __all__ = ["GPT"]
 
@@ -135,6 +136,7 @@ class GPT(nn.Module):
     "block_0": ..., "attention_0": [b heads t s] probabilities, ..., "final": [b t width]}, and with
     experts "balance" and "z", sums over the blocks, the same number for all of [b]. With
     cache=model.cache(b, length) the outputs are (logits, cache): the t tokens follow those before.
+    only=[b] one place of each sequence: its logits alone, [b 1 vocabulary].
 
     Experts are trained with with_aux=True and a loss that adds what it is handed:
 
@@ -215,33 +217,47 @@ class GPT(nn.Module):
         """
         return cls(**(pick("GPT", SIZES, size) | changes))
 
-    def cache(self, batch: int, length: int, dtype=jnp.float32) -> dict:
+    def cache(self, batch: int, length: int, dtype=jnp.float32, *, ring: int | None = None) -> dict:
         """An empty memory of keys and values for decoding, a dict of arrays [batch length ...].
 
         Args:
           batch: number of sequences.
           length: the most tokens of one, at most that of the model.
           dtype: of keys and values; that of the parameters is the usual choice.
+          ring: None: every block has `length` places. A number n: every block has a ring for each
+            sequence (padding takes no place), and a block with a window has window + n - 1 places
+            only, however long the text: as many as steps of n tokens need, n - 1 of which may be
+            taken back by `layers.memory.rewind`. Longer calls, such as the prompt, are exact too.
 
         Returns:
           {"block_0": `layers.attention.cache`, ...}.
 
         Raises:
-          ValueError: if it is longer than the model's length.
+          ValueError: if it is longer than the model's length, or ring is not >= 1.
 
-        >>> sorted(GPT(vocabulary=11, length=8, width=16, depth=2, heads=2).cache(1, 8))
-        ['block_0', 'block_1']
+        >>> model = GPT(vocabulary=11, length=8, width=16, depth=2, heads=2, window=(3, None))
+        >>> {name: x["k"].shape for name, x in model.cache(1, 8, ring=1).items()}
+        {'block_0': (1, 3, 2, 8), 'block_1': (1, 8, 2, 8)}
 
-        Shazeer, arXiv:1911.02150, section 2.4.
+        Shazeer, arXiv:1911.02150, section 2.4; ring: Jiang et al., arXiv:2310.06825, section 2.
         """
         if length > self.length:
             raise ValueError(
                 f"GPT: a cache for {length} tokens, expected at most length={self.length}, that of "
                 f"the model; make the model with length={length}"
             )
+        if ring is not None:
+            sizes("GPT.cache", ring=ring)
         groups, size = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
-        one = lambda: empty_cache(batch, length, groups, size, dtype)
-        return {f"block_{i}": one() for i in range(self.depth)}
+        windows = self._windows()
+
+        def one(window):
+            places = length
+            if ring is not None and window is not None:
+                places = min(length, window + ring - 1)
+            return empty_cache(batch, places, groups, size, dtype, ring=ring is not None)
+
+        return {f"block_{i}": one(windows[i]) for i in range(self.depth)}
 
     @nn.compact
     def __call__(
@@ -252,6 +268,7 @@ class GPT(nn.Module):
         segments=None,
         positions=None,
         cache=None,
+        only=None,
         train: bool = False,
         intermediates: bool = False,
     ):
@@ -272,7 +289,7 @@ class GPT(nn.Module):
             "mask": mask,
             "segments": segments,
             "positions": positions,
-            "bias": _distance(self.heads, tokens, positions, before) if self.alibi else None,
+            "bias": partial(_distance, self.heads) if self.alibi else None,
         }
         for i, block in enumerate(self._blocks()):
             memory = None if cache is None else cache[f"block_{i}"]
@@ -282,6 +299,8 @@ class GPT(nn.Module):
             losses.append(found["losses"])
         x = self._norm()(name="norm")(x)
         inside["final"] = x
+        if only is not None:
+            x = jnp.take_along_axis(x, jnp.asarray(only)[:, None, None], 1)  # [b 1 d]
         if self.tied:
             y = words.attend(x)  # [b t vocabulary]
         else:
@@ -296,6 +315,11 @@ class GPT(nn.Module):
         y = y if cache is None else (y, after)
         return (y, inside) if intermediates else y
 
+    def _windows(self):
+        """The window of every block."""
+        given = self.window if isinstance(self.window, tuple) else (self.window,)
+        return [given[i % len(given)] for i in range(self.depth)]
+
     def _norm(self):
         return partial(self.norm, epsilon=self.epsilon)
 
@@ -307,7 +331,7 @@ class GPT(nn.Module):
             "kernel_init": normal,
             "out_init": nn.initializers.zeros if self.zero_init else last,
         }
-        windows = self.window if isinstance(self.window, tuple) else (self.window,)
+        windows = self._windows()
         attention = partial(
             Attention,
             heads=self.heads,
@@ -332,7 +356,7 @@ class GPT(nn.Module):
         for i in range(self.depth):
             yield Block(
                 norm=self._norm(),
-                attention=partial(attention, window=windows[i % len(windows)]),
+                attention=partial(attention, window=windows[i]),
                 mlp=mlp,
                 post_norm=self.post_norm,
                 dropout=self.dropout,
@@ -401,11 +425,7 @@ class Block(nn.Module):
         return Dropout(self.dropout)(h, train=train)
 
 
-def _distance(heads, tokens, positions, before):
-    """The bias of ALiBi, -slope |i - j|, [1|b h t s]."""
-    i = j = jnp.arange(tokens.shape[1])[None]
-    if before is not None:
-        i = jnp.broadcast_to(positions, tokens.shape)
-        j = seen_places(i, before)
-    far = jnp.abs(i[:, None, :, None] - j[:, None, None, :])  # [b 1 t s]
+def _distance(heads, i, j):
+    """The bias of ALiBi, -slope |i - j|, [1|b h t s] for positions [1|b t] and [1|b s]."""
+    far = jnp.abs(i[:, None, :, None] - j[:, None, None, :])  # [1|b 1 t s]
     return -alibi(heads).reshape(1, -1, 1, 1) * far.astype(jnp.float32)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nnkit.models.fields import shares, sizes
+from nnkit.core.checks import shares, sizes
 
 __all__ = ["MLP", "Linear"]
 

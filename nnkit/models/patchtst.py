@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import concrete
+from nnkit.core.checks import shares, sizes
 from nnkit.layers.activations import gelu
 from nnkit.layers.dense import Dense
+from nnkit.layers.drop import Dropout
 from nnkit.layers.inputs import wide
 from nnkit.layers.norms import BatchNorm, LayerNorm
-from nnkit.models.fields import divides, pick, shares, sizes
+from nnkit.models.fields import divides, pick
 from nnkit.models.revin import reversible
 from nnkit.models.timeseries import OverTime, series
 
@@ -135,7 +136,7 @@ class PatchTST(nn.Module):
                 if intermediates:
                     inside[f"attention_{i}"] = attention[0] / attention[1]
             y = Head(self.horizon, self.individual, name="head")(h)  # [b f horizon]
-            return jnp.swapaxes(_dropped(self, y, self.head_dropout, train), 1, 2)
+            return jnp.swapaxes(Dropout(self.head_dropout)(y, train=train), 1, 2)
 
         if not self.revin:
             y = forecast(x)
@@ -169,7 +170,7 @@ class PatchTST(nn.Module):
         h = Dense(self.width, kernel_init=_uniform, name="embed")(patches)
         places = self.param("positions", _small_uniform, (count, self.width))
         h = h + places.astype(h.dtype)[None, None]
-        return _dropped(self, h, self.dropout, train)
+        return Dropout(self.dropout)(h, train=train)
 
 
 class EncoderLayer(nn.Module):
@@ -216,15 +217,15 @@ class EncoderLayer(nn.Module):
         top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
         weights = jnp.exp(scores - top)  # divided by their sum after the product: 2 times faster
         total = weights.sum(-1, keepdims=True)
-        kept = _dropped(self, weights, self.attention_dropout, train)
+        kept = Dropout(self.attention_dropout)(weights, train=train)
         mixed = (jnp.matmul(kept, wide(v)) / total).astype(h.dtype)  # [b f h p d/h]
         mixed = dense(self.width, "out", jnp.swapaxes(mixed, 2, 3).reshape(h.shape))
         twice = 1 - (1 - self.dropout) ** 2  # the reference drops twice in a row
-        h = h + _dropped(self, mixed, twice, train)
+        h = h + Dropout(twice)(mixed, train=train)
         h = h if self.pre_norm else norm("norm_attention", h)
         x = norm("norm_ff", h) if self.pre_norm else h
-        x = _dropped(self, gelu(dense(self.hidden, "up", x)), self.dropout, train)
-        h = h + _dropped(self, dense(self.width, "down", x), self.dropout, train)
+        x = Dropout(self.dropout)(gelu(dense(self.hidden, "up", x)), train=train)
+        h = h + Dropout(self.dropout)(dense(self.width, "down", x), train=train)
         return (h if self.pre_norm else norm("norm_ff", h)), scores, (weights, total)
 
     def _heads(self, x):
@@ -262,19 +263,3 @@ class Head(nn.Module):
 def _small_uniform(key, shape, dtype=jnp.float32):
     """Uniform in -0.02..0.02, the reference's start of the positions."""
     return jax.random.uniform(key, shape, dtype, -0.02, 0.02)
-
-
-def _dropped(module, x, rate, train):
-    """x [...] with a share of 0, the others / (1 - share); as it is in evaluation.
-
-    As `layers.Dropout`, with one word of random bits for two entries, the share rounded to
-    1 / 65536: a step of PatchTST, half of whose time went into random bits, takes a third less.
-    """
-    known = concrete(rate)
-    if not train or (known is not None and known == 0):
-        return x
-    few = jnp.round(jnp.asarray(rate, jnp.float32) * 2**16)
-    words = jax.random.bits(module.make_rng("dropout"), (-(-x.size // 2),), jnp.uint32)
-    draw = jnp.concatenate([words >> 16, words & 0xFFFF])[: x.size].reshape(x.shape)
-    scale = (1 / (1 - few / 2**16)).astype(x.dtype)
-    return jnp.where(draw >= few.astype(jnp.uint32), x * scale, jnp.zeros_like(x))

@@ -21,13 +21,13 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nnkit.core.checks import dims
+from nnkit.core.checks import dims, shares, sizes
 from nnkit.layers.dense import Dense
 from nnkit.layers.drop import Dropout
 from nnkit.layers.embeddings import Embed
 from nnkit.layers.recurrent import LSTM
 from nnkit.layers.stacks import Bidirectional, Stacked
-from nnkit.models.fields import pick, shares, sizes
+from nnkit.models.fields import pick
 from nnkit.models.tokens import fits
 
 __all__ = ["SIZES", "RecurrentClassifier", "RecurrentLM"]

@@ -26,12 +26,13 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nnkit.core.checks import shares, sizes
 from nnkit.layers.convolution import Conv
 from nnkit.layers.dense import Dense
 from nnkit.layers.drop import Dropout
 from nnkit.layers.norms import BatchNorm
 from nnkit.layers.pooling import max_pool
-from nnkit.models.fields import pick, shares, sizes
+from nnkit.models.fields import pick
 from nnkit.models.pictures import pictures
 
 __all__ = ["SIZES", "WIDE_SIZES", "ResNet", "WideResNet"]

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nnkit.core.checks import dims
+from nnkit.core.checks import dims, shares, sizes
 from nnkit.layers.convolution import Conv
 from nnkit.layers.dense import Dense
 from nnkit.layers.drop import Dropout
 from nnkit.layers.embeddings import Embed
 from nnkit.layers.weight_norms import WeightNorm
-from nnkit.models.fields import pick, shares, sizes
+from nnkit.models.fields import pick
 from nnkit.models.tokens import fits
 
 __all__ = ["SIZES", "TCN", "receptive_field"]

@@ -14,11 +14,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nnkit.core.checks import dims
+from nnkit.core.checks import dims, shares, sizes
 from nnkit.layers.dense import Dense, linear
 from nnkit.layers.drop import Dropout
 from nnkit.layers.embeddings import Embed
-from nnkit.models.fields import pick, shares, sizes
+from nnkit.models.fields import pick
 
 __all__ = ["SIZES", "TextCNN"]
 

@@ -14,10 +14,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import positive
+from nnkit.core.checks import positive, sizes
 from nnkit.layers.dense import linear
 from nnkit.layers.inputs import wide
-from nnkit.models.fields import sizes
 
 __all__ = ["DLinear", "NLinear", "Repeat", "SeasonalNaive", "ridge"]
 

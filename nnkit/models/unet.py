@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import positive
+from nnkit.core.checks import positive, shares, sizes
 from nnkit.layers.convolution import Conv, ConvTranspose
 from nnkit.layers.drop import Dropout
 from nnkit.layers.norms import BatchNorm, GroupNorm
 from nnkit.layers.pooling import max_pool
-from nnkit.models.fields import divides, pick, shares, sizes
+from nnkit.models.fields import divides, pick
 from nnkit.models.pictures import pictures
 
 __all__ = ["SIZES", "UNet", "border_weights", "tiled"]

@@ -21,6 +21,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nnkit.core.checks import shares, sizes
 from nnkit.layers.activations import gelu
 from nnkit.layers.attention import Attention
 from nnkit.layers.dense import Dense
@@ -28,7 +29,7 @@ from nnkit.layers.drop import Dropout, StochasticDepth
 from nnkit.layers.feedforward import FeedForward
 from nnkit.layers.norms import LayerNorm
 from nnkit.layers.positions import sinusoidal_2d
-from nnkit.models.fields import divides, pick, shares, sizes
+from nnkit.models.fields import divides, pick
 
 __all__ = ["ViT"]
 

@@ -9,7 +9,8 @@
 | `Step` | init(key, batch) -> state; update(state, batch); weights(state) | one move |
 
 `params` is what gradients flow to, `carry` is what is carried along, `key=None` is evaluation.
-A technique wraps exactly one noun, and its type says which:
+Objectives of language models: `causal_lm`, `masked_lm` (which hides tokens by `mask_tokens`),
+`seq2seq`. A technique wraps exactly one noun, and its type says which:
 
 - Objective -> Objective: `half`, `penalised`, `frozen`, `adapt`, `stacked`
 - Gradient -> Gradient: `accumulate`, `clipped`, `sam`; `per_example`: Objective -> Gradient
@@ -26,6 +27,7 @@ Where things live, lowest rank first (a file imports only lower ranks):
     models      Flax Linen modules           train     objectives, gradients, steps
     checkpoint  Orbax with a manifest
     loop        init, fit, evaluate, run, the run folder
+    generate    text from language models: sampling, beams, speculation
     interop     NNX modules
     cli         the command `nnkit`
 
@@ -44,9 +46,9 @@ __version__ = "0.1.0"
 _WHERE = {
     "nnkit.core": ("Mean", "digest", "find"),
     "nnkit.train": (
-        "Gradient Objective Step accumulate adapt clipped ema ensemble frozen gradient half "
-        "in_turn objective pair penalised per_example product repeat sam seeded shard "
-        "skip_nonfinite spread stacked step supervised sweep unrolled"
+        "Gradient Objective Step accumulate adapt causal_lm clipped ema ensemble frozen gradient "
+        "half in_turn mask_tokens masked_lm objective pair penalised per_example product repeat "
+        "sam seeded seq2seq shard skip_nonfinite spread stacked step supervised sweep unrolled"
     ).split(),
     "nnkit.parallel": ("mesh", "rules"),
     "nnkit.checkpoint": ("Checkpoints",),
@@ -54,7 +56,8 @@ _WHERE = {
 }
 _HOME = {name: home for home, names in _WHERE.items() for name in names}
 _PARTS = (
-    "checkpoint cli core data interop layers loop losses metrics models optim parallel train"
+    "checkpoint cli core data generate interop layers loop losses metrics models optim parallel "
+    "train"
 ).split()
 _CORE = "checks keys means trees".split()
 
@@ -66,6 +69,7 @@ if TYPE_CHECKING:  # what the lazy doors below lead to, for editors and type che
         cli,
         core,
         data,
+        generate,
         interop,
         layers,
         loop,
@@ -86,6 +90,7 @@ if TYPE_CHECKING:  # what the lazy doors below lead to, for editors and type che
         Step,
         accumulate,
         adapt,
+        causal_lm,
         clipped,
         ema,
         ensemble,
@@ -93,6 +98,8 @@ if TYPE_CHECKING:  # what the lazy doors below lead to, for editors and type che
         gradient,
         half,
         in_turn,
+        mask_tokens,
+        masked_lm,
         objective,
         pair,
         penalised,
@@ -101,6 +108,7 @@ if TYPE_CHECKING:  # what the lazy doors below lead to, for editors and type che
         repeat,
         sam,
         seeded,
+        seq2seq,
         shard,
         skip_nonfinite,
         spread,

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 import nnkit as nk
-from nnkit import losses, metrics
+from nnkit import losses, metrics, models
 
 
 class Plain(nn.Module):
@@ -91,6 +91,22 @@ def from_nnx() -> nk.Objective:
     return nk.supervised(nk.interop.nnx.pair(Net), losses.cross_entropy)
 
 
+def reading(task: nk.Objective) -> nk.Objective:
+    """A task on tokens, made from the numbers of a batch: five per row, 0 to 7."""
+
+    def tokens(batch):
+        ids = jnp.clip(jnp.round(2 * batch["x"]) + 4, 0, 7).astype(jnp.int32)
+        found = {"tokens": ids, "labels": (ids + 1) % 8, "source": ids, "target": (ids + 1) % 8}
+        return found | ({"mask": batch["mask"]} if "mask" in batch else {})
+
+    return nk.Objective(
+        lambda key, batch: task.init(key, tokens(batch)),
+        lambda params, carry, batch, key: task.loss(params, carry, tokens(batch), key),
+    )
+
+
+LM = {"vocabulary": 9, "width": 8, "depth": 1, "heads": 2}
+
 # --- objectives: name -> how to make one ---
 OBJECTIVES = {
     "supervised": lambda: PLAIN,
@@ -101,7 +117,12 @@ OBJECTIVES = {
     "frozen": lambda: nk.frozen(STATEFUL, lambda path: path.startswith("Dense_1")),
     "adapt": lambda: nk.adapt(PLAIN, given()),
     "nnx": from_nnx,
+    "causal_lm": lambda: reading(nk.causal_lm(models.GPT(**LM, length=5, dropout=0.1))),
+    "masked_lm": lambda: reading(nk.masked_lm(models.BERT(**LM, length=5), mask_id=8, share=0.4)),
+    "seq2seq": lambda: reading(nk.seq2seq(models.EncDec(**LM, head_dim=4, hidden=8))),
 }
+WEIGHS = {"causal_lm": 5, "masked_lm": 2, "seq2seq": 5}  # an example of these: tokens that count
+OF_TOKENS = {"mask_tokens": nk.mask_tokens}  # under masked_lm, and tests/train/test_language.py
 
 # --- gradients ---
 GRADIENTS = {

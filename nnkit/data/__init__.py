@@ -7,28 +7,43 @@ epoch, and a position that is one integer.
 from nnkit.data.ahead import prefetch, stack
 from nnkit.data.arrays import arrays
 from nnkit.data.batches import Batches, Grouped
+from nnkit.data.bpe import BPE, tokenizer
 from nnkit.data.embedded import embedded
 from nnkit.data.folder import folder
 from nnkit.data.generated import generated
+from nnkit.data.packing import pack, pad
 from nnkit.data.scaling import standardise
 from nnkit.data.table import table
-from nnkit.data.tfds import tfds
+from nnkit.data.text import text
+from nnkit.data.tfds import columns, tfds
+from nnkit.data.tokenizers import Bytes, Characters, Tokenizer
 from nnkit.data.windows import windows
 from nnkit.data.words import Vocabulary, split_words
+from nnkit.data.wrapped import Wrapped
 
 __all__ = [
+    "BPE",
     "Batches",
+    "Bytes",
+    "Characters",
     "Grouped",
+    "Tokenizer",
     "Vocabulary",
+    "Wrapped",
     "arrays",
+    "columns",
     "embedded",
     "folder",
     "generated",
+    "pack",
+    "pad",
     "prefetch",
     "split_words",
     "stack",
     "standardise",
     "table",
+    "text",
     "tfds",
+    "tokenizer",
     "windows",
 ]

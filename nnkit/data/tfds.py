@@ -17,7 +17,7 @@ from nnkit.data.prepared import builder as find_builder
 from nnkit.data.prepared import split_info
 from nnkit.data.sources import Memory
 
-__all__ = ["tfds"]
+__all__ = ["columns", "tfds"]
 
 _CHUNK = 1000
 
@@ -84,6 +84,51 @@ def tfds(
     shuffle = "train" in split if shuffle is None else shuffle
     classes, title = _classes(builder, records), f"{name} {split}"
     return Batches(source, batch_size, shuffle=shuffle, seed=seed, classes=classes, name=title)
+
+
+def columns(name: str, *, split: str, data_dir: str | None = None) -> dict[str, Any]:
+    """All examples of a split of a TFDS data set, in order, feature by feature: texts as str.
+
+    For data that a program must read as a whole before it can be batched: texts to make a tokenizer
+    of, sentences to encode. The set is looked for as `tfds` does.
+
+    Args:
+      name: such as "sst2".
+      split: such as "train" or "train+validation".
+      data_dir: where the set lies or shall lie.
+
+    Returns:
+      {feature: [n] list of str, or [n ...] array of what is no text}; images as stored, unscaled.
+
+    Raises:
+      ValueError: for an unknown name (with the nearest ones) or split (with the existing ones), or
+        text that is not UTF-8.
+
+    >>> columns("no_such_set", split="train")
+    Traceback (most recent call last):
+        ...
+    ValueError: ...no_such_set...
+
+    TensorFlow Datasets, `as_data_source`.
+    """
+    builder = find_builder(name, data_dir)
+    split_info(builder, name, split)
+    records = dataclasses.replace(_records(builder, split, None, None, None), chosen=None)
+    found = records.raw(range(len(records)))
+    return {feature: _texts(name, feature, column) for feature, column in found.items()}
+
+
+def _texts(name: str, feature: str, column: np.ndarray):
+    """A column of bytes as a list of str; anything else as it is."""
+    if column.dtype != object or not isinstance(column[0], bytes | str):
+        return column
+    try:
+        return [text.decode() if isinstance(text, bytes) else str(text) for text in column]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name}: {feature} is not UTF-8 ({error}); read it by tfds(..., map=...) and decode it "
+            "with its own encoding"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,6 +1,8 @@
 """Rank 2, the heart: Objective -> Gradient -> Step, and the techniques that wrap each."""
 
 from nnkit.train.gradients import Gradient, accumulate, clipped, gradient, per_example, sam
+from nnkit.train.language import causal_lm, masked_lm, seq2seq
+from nnkit.train.masking import mask_tokens
 from nnkit.train.members import ensemble, in_turn, product, spread, sweep, unrolled
 from nnkit.train.objectives import (
     Objective,
@@ -22,6 +24,7 @@ __all__ = [
     "Step",
     "accumulate",
     "adapt",
+    "causal_lm",
     "clipped",
     "ema",
     "ensemble",
@@ -29,6 +32,8 @@ __all__ = [
     "gradient",
     "half",
     "in_turn",
+    "mask_tokens",
+    "masked_lm",
     "objective",
     "pair",
     "penalised",
@@ -37,6 +42,7 @@ __all__ = [
     "repeat",
     "sam",
     "seeded",
+    "seq2seq",
     "shard",
     "skip_nonfinite",
     "spread",

@@ -59,7 +59,8 @@ def pair(model) -> tuple[Callable, Callable]:
 
     Args:
       model: a Linen module, or (init, apply) with init(key, x) -> (params, carry) and
-        apply(params, carry, x, key) -> (outputs, carry), where x is [b ...].
+        apply(params, carry, x, key) -> (outputs, carry), where x is [b ...]. A Linen module is
+        called with several arguments if x is a tuple of arrays, by name if it is a dict of them.
 
     Returns:
       (init, apply).
@@ -83,14 +84,17 @@ def pair(model) -> tuple[Callable, Callable]:
     modal = "train" in inspect.signature(type(model).__call__).parameters
 
     def init(key, x):
-        variables = dict(module.init({"params": key}, *_inputs(x)))
+        arguments, named = _inputs(x)
+        variables = dict(module.init({"params": key}, *arguments, **named))
         return variables.pop("params", {}), variables
 
     def apply(params, carry, x, key):
         train = key is not None
+        arguments, named = _inputs(x)
         out = module.apply(
             {"params": params, **carry},
-            *_inputs(x),
+            *arguments,
+            **named,
             **({"train": train} if modal else {}),
             **({"rngs": {"dropout": key}, "mutable": list(carry)} if train else {}),
         )
@@ -99,9 +103,11 @@ def pair(model) -> tuple[Callable, Callable]:
     return init, apply
 
 
-def _inputs(x) -> tuple:
-    """A tuple of arrays is several inputs, anything else is one."""
-    return x if isinstance(x, tuple) else (x,)
+def _inputs(x) -> tuple[tuple, dict]:
+    """A tuple of arrays is several inputs, a dict inputs by name, anything else is one."""
+    if isinstance(x, dict):
+        return (), x
+    return (x if isinstance(x, tuple) else (x,)), {}
 
 
 def supervised(

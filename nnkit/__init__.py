@@ -22,13 +22,13 @@ Where things live, lowest rank first (a file imports only lower ranks):
     layers      Linen blocks, and the pure functions under them
     losses      per-example losses           metrics   per-example metrics, and of whole sets
     optim       schedules, masks by path, Muon: recipes on top of optax
-    data        arrays, tfds, folder, table, embedded: batches with a mask, in any order
+    data        arrays, tfds, folder, table, text, tokenizers: batches with a mask, in any order
     parallel    meshes and sharding rules
     models      Flax Linen modules           train     objectives, gradients, steps
     checkpoint  Orbax with a manifest
     loop        init, fit, evaluate, run, the run folder
     generate    text from language models: sampling, beams, speculation
-    interop     NNX modules
+    interop     NNX modules; Hugging Face weights; programs to serve
     cli         the command `nnkit`
 
 >>> import nnkit as nk

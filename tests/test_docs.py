@@ -16,8 +16,10 @@ import pytest
 import nnkit as nk
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = "core layers losses metrics optim data parallel models train checkpoint loop".split()
-ALGORITHMS = "layers losses metrics models optim".split()
+PACKAGES = (
+    "core layers losses metrics optim data parallel models train checkpoint loop generate"
+).split()
+ALGORITHMS = "layers losses metrics models optim generate".split()
 TECHNIQUES = {"half", "clipped", "sam", "per_example", "ema", "ensemble", "patience", "interval"}
 
 

@@ -11,6 +11,8 @@ import textwrap
 import time
 from pathlib import Path
 
+from nnkit.cli.restored import NotRestored, checkpoints, restored
+
 __all__ = ["doctor", "evaluate", "list_runs", "verify"]
 
 # (name, jax, flax): versions that are known to work together
@@ -39,49 +41,17 @@ def evaluate(words: list[str]) -> int:
     if not words or words[0].startswith("-") or {*words[1:]} - {"--latest"}:
         print("usage: nnkit eval RUN [--latest]")
         return 0 if words[:1] in (["-h"], ["--help"]) else 2
-    folder = Path(words[0])
-    record = _json(folder / "config.json")
-    if record is None:
-        print(f"{folder} is no run folder: it has no config.json; `nnkit ls` lists runs")
-        return 2
-    if not record.get("experiment"):
-        print(f"{folder} was not made by an experiment: evaluate it where its model is defined")
-        return 2
-    if not _saved(folder / "checkpoints"):
-        print(f"{folder} has no checkpoint yet: train it further with the command that began it")
-        return 2
-    import jax
-
-    import nnkit as nk
-    from nnkit.checkpoint import CorruptCheckpoint
-    from nnkit.cli.train import cache_programs, cores_as_devices, load
+    try:
+        run = restored(words[0], "--latest" in words)
+    except NotRestored as error:
+        print(error)
+        return error.code
     from nnkit.loop.tables import print_table
 
-    cache_programs()
-    try:
-        module = load(record["experiment"])
-    except FileNotFoundError as error:
-        print(error)
-        return 2
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
-    config = module.Config(**fields)
-    cores_as_devices(config)
-    step, train, evaluations = module.build(config)
-    state = nk.init(step, jax.random.key(config.seed), next(iter(train)))
-    saved = nk.Checkpoints(folder / "checkpoints", keep_best=record.get("keep_best"))
-    best = None if "--latest" in words else saved.best()
-    try:
-        restored = saved.restore(state, step=best)
-    except CorruptCheckpoint as error:
-        print(error)
-        return 1
-    by = (record.get("keep_best") or ["?"])[0]
-    which = "newest" if best is None else f"best by {by}"
-    print(f"{folder} at step {restored.step:,}, the {which} checkpoint")
-    weights = step.weights(restored.state)
-    rows = [hook(*weights) for hook in evaluations.values()]
-    if hasattr(module, "results"):
-        print_table(module.results(config, rows))
+    print(run.said)
+    rows = [hook(*run.weights) for hook in run.evaluations.values()]
+    if hasattr(run.module, "results"):
+        print_table(run.module.results(run.config, rows))
     else:
         print_table([{k: str(v) for k, v in row.items()} for row in rows])
     return 0
@@ -184,7 +154,7 @@ def verify(words: list[str]) -> int:
         return 0 if words in (["-h"], ["--help"]) else 2
     folder = Path(words[0])
     inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    steps = _saved(inside)
+    steps = checkpoints(inside)
     if not steps:
         print(f"{folder} has no checkpoints")
         return 2
@@ -279,19 +249,8 @@ def _alive() -> list[str]:
     return problems
 
 
-def _saved(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*") if p.name.isdigit()) if folder.is_dir() else []
-
-
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _json(path: Path):
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
         return None

@@ -12,6 +12,8 @@ VERBS = {
     "demo": "train 20 runs on real handwritten digits as one program; no download",
     "train": "train EXPERIMENT [--field value]; the same command again resumes",
     "eval": "evaluate the saved weights of RUN, a run folder",
+    "generate": "write text with the language model of RUN: --prompt TEXT",
+    "export": "write the model of RUN into OUT, for transformers or as StableHLO",
     "ls": "list the runs of a folder",
     "verify": "check every file of the checkpoints of RUN against its digest",
     "doctor": "say which versions and devices this machine has, and what is wrong",
@@ -60,7 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f"perhaps you meant {near[0]!r}" if near else f"the verbs are {', '.join(VERBS)}"
         print(f"nnkit has no verb {verb!r}; {hint}")
         return 2
-    place = {"demo": "train", "train": "train"}.get(verb, "inspect")
+    place = {"demo": "train", "train": "train", "generate": "generate", "export": "export"}
+    place = place.get(verb, "inspect")
     try:
         module = importlib.import_module(f"nnkit.cli.{place}")
         return getattr(module, {"eval": "evaluate", "ls": "list_runs"}.get(verb, verb))(rest) or 0

@@ -174,7 +174,7 @@ def real(name: str, x):
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def same(*, loss: str | None = None, **pair) -> None:
+def same(loss: str | None = None, /, **pair) -> None:
     """Two arrays must have one shape: nothing is broadcast.
 
     Args:

@@ -126,8 +126,8 @@ def _texts(name: str, feature: str, column: np.ndarray):
         return [text.decode() if isinstance(text, bytes) else str(text) for text in column]
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{name}: {feature} is not UTF-8 ({error}); read it by tfds(..., map=...) and decode it "
-            "with its own encoding"
+            f"{name}: {feature} is not UTF-8 ({error}); read it by tfds(..., map=...) and decode "
+            "it with its own encoding"
         ) from error
 
 

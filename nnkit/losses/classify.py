@@ -79,7 +79,7 @@ def binary(logits, labels):
     Bishop, Pattern Recognition and Machine Learning, 2006, eq. 4.90.
     """
     logits = real("logits", logits)
-    same(loss="binary", logits=logits, labels=labels)
+    same("binary", logits=logits, labels=labels)
     known = concrete(labels)
     if known is not None and known.size and not ((known >= 0) & (known <= 1)).all():
         raise ValueError(
@@ -148,7 +148,7 @@ def hinge(scores, labels):
     Cortes and Vapnik, Support-vector networks, 1995, eq. 20 to 22.
     """
     scores = real("scores", scores)
-    same(loss="hinge", scores=scores, labels=labels)
+    same("hinge", scores=scores, labels=labels)
     known = concrete(labels)
     if known is not None and not ((known == 0) | (known == 1)).all():
         raise ValueError(

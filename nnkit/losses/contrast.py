@@ -192,7 +192,7 @@ def _embeddings(**pair):
     """Two arrays [b d] of floats, of one shape."""
     (a, x), (b, y) = pair.items()
     x, y = real(a, x), real(b, y)
-    same(**{a: x, b: y})
+    same(None, **{a: x, b: y})
     dims("b d", **{a: x})
     return x, y.astype(x.dtype)
 

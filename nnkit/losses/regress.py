@@ -105,7 +105,7 @@ def huber(predictions, targets, *, delta=1.0):
 def _pair(loss, predictions, targets):
     """Both [b ...] in the predictions' precision, at least float32."""
     predictions = real("predictions", predictions)
-    same(loss=loss, predictions=predictions, targets=targets)
+    same(loss, predictions=predictions, targets=targets)
     if predictions.ndim == 0:
         raise ValueError(
             "predictions has shape (), expected (b ...): one row per example; write x[None]"

@@ -53,18 +53,24 @@ class Config:
         )
 
 
+def network(config: Config):
+    """The model: 8 x 8 pixels in, logits of ten digits out."""
+    from nnkit import models
+
+    return models.MLP(widths=(*config.widths, 10), dropout=config.dropout)
+
+
 def build(config: Config):
     """(step, train, evaluations): 20 runs as one Step."""
     import jax
     import optax
 
-    from nnkit import data, losses, metrics, models
+    from nnkit import data, losses, metrics
 
     train, test = data.embedded("digits", batch_size=config.batch_size, seed=config.seed)
     train, validation = train.split(0.8, seed=config.seed)
 
-    model = models.MLP(widths=(*config.widths, 10), dropout=config.dropout)
-    task = nk.supervised(model, losses.cross_entropy, accuracy=metrics.accuracy)
+    task = nk.supervised(network(config), losses.cross_entropy, accuracy=metrics.accuracy)
     grad = nk.gradient(task)
 
     def recipe(h):

@@ -52,23 +52,29 @@ class Config:
         )
 
 
+def network(config: Config):
+    """The model: 28 x 28 pixels in, logits of ten digits out."""
+    from nnkit import models
+
+    if config.model == "mlp":
+        return models.MLP(widths=(800, 800, 10), dropout=0.2, dropout_in=0.2)
+    return models.ConvNet((16, 32, 64), hidden=128, dropout=0.3, norm=True)
+
+
 def build(config: Config):
     """(step, train, evaluations): the seeds as one Step."""
     import jax
     import optax
     from jax.sharding import PartitionSpec as P
 
-    from nnkit import data, losses, metrics, models
+    from nnkit import data, losses, metrics
 
     train = data.tfds("mnist", split="train", batch_size=config.batch_size, seed=config.seed)
     test = data.tfds("mnist", split="test", batch_size=1000)
 
     # a vmapped convolution is a grouped one, which is slow on CPU: there members are unrolled
-    model, each = {
-        "mlp": (models.MLP(widths=(800, 800, 10), dropout=0.2, dropout_in=0.2), jax.vmap),
-        "convnet": (models.ConvNet((16, 32, 64), hidden=128, dropout=0.3, norm=True), nk.unrolled),
-    }[config.model]
-    task = nk.supervised(model, losses.cross_entropy, accuracy=metrics.accuracy)
+    each = jax.vmap if config.model == "mlp" else nk.unrolled
+    task = nk.supervised(network(config), losses.cross_entropy, accuracy=metrics.accuracy)
 
     steps = config.epochs * len(train)
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, len(train), steps)

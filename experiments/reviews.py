@@ -86,16 +86,22 @@ def reviews(config: Config):
     return texts + more, np.concatenate([y, rest]), None, len(y)
 
 
-def network(config: Config, words):
-    """(model, fields of texts): the model of that name, and what it reads."""
-    import numpy as np
+def vocabulary(config: Config):
+    """The words of what is trained on: of all ten folds, without labels, as in the paper."""
+    from nnkit import data
 
+    texts, _, _, n = reviews(config)
+    return data.Vocabulary.of(texts[:n])
+
+
+def network(config: Config):
+    """The model of that name."""
     from nnkit import models
 
+    words = vocabulary(config)
     if config.model == "textcnn":
-        model = models.TextCNN.from_size("rand", vocabulary=len(words), dropout=config.dropout)
-        return model, lambda texts: words.encode(texts, length=LENGTH)
-    model = models.BERT(
+        return models.TextCNN.from_size("rand", vocabulary=len(words), dropout=config.dropout)
+    return models.BERT(
         vocabulary=len(words) + 1,  # the last id stands before every review, BERT reads it there
         classes=2,
         width=config.width,
@@ -105,13 +111,17 @@ def network(config: Config, words):
         dropout=config.dropout,
     )
 
-    def marked(texts):
-        found = words.encode(texts, length=LENGTH)
+
+def encoded(config: Config, texts):
+    """{"tokens", "token_mask"} as the model reads them."""
+    import numpy as np
+
+    words = vocabulary(config)
+    found = words.encode(texts, length=LENGTH)
+    if config.model == "encoder":
         for name, mark in (("tokens", len(words)), ("token_mask", True)):
             found[name] = np.pad(found[name], [(0, 0), (1, 0)], constant_values=mark)
-        return found
-
-    return model, marked
+    return found
 
 
 def held_out(task: nk.Objective, fold) -> nk.Objective:
@@ -142,9 +152,7 @@ def build(config: Config):
     from nnkit import data, losses, metrics
 
     texts, y, fold, n = reviews(config)
-    words = data.Vocabulary.of(texts[:n])  # of all ten folds, without labels, as in the paper
-    model, fields_of = network(config, words)
-    fields = {**fields_of(texts), "y": y}
+    fields = {**encoded(config, texts), "y": y}
     if fold is not None:
         fields["fold"] = fold
     known = {name: array[:n] for name, array in fields.items()}
@@ -153,7 +161,10 @@ def build(config: Config):
     held = data.arrays(held, batch_size=min(200, len(held["y"])), shuffle=False)
 
     task = nk.supervised(
-        model, losses.cross_entropy, x=("tokens", "token_mask"), accuracy=metrics.accuracy
+        network(config),
+        losses.cross_entropy,
+        x=("tokens", "token_mask"),
+        accuracy=metrics.accuracy,
     )
     steps = config.epochs * len(train)
     peak, rise = config.learning_rate, max(steps // 10, 1)

@@ -34,9 +34,10 @@ def test_six_lines(capsys):
     assert names["result"].rows[-1]["split"] == "test"
 
 
-def test_the_programs(data_dir):
+def test_the_programs(data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # one of them writes a folder
     names: dict = {}
-    one, sixteen, devices, language, models = blocks("python")[1:6]
+    one, sixteen, devices, inside, text, models = blocks("python")[1:]
     names = run(one, names)
     assert names["log"][-1]["split"] == "test"
     names = run(sixteen, names)
@@ -56,15 +57,21 @@ def test_the_programs(data_dir):
         devices_used = {d for x in jax.tree.leaves(state) for d in x.sharding.device_set}
         assert len(devices_used) == 8
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
-    names = run(language, names)
+    names = run(inside, names)
     assert names["logits"].shape == (2, 64, 65)
     assert {"embedded", "block_0", "attention_0"} <= set(names["inside"])
+    names = run(text, names)
+    assert " loaded" in capsys.readouterr().out
+    found = names["again"]
+    assert found.model.vocabulary == len(names["letters"]) == len(found.tokenizer)
+    for a, b in zip(*map(jax.tree.leaves, (found.params, names["params"])), strict=True):
+        np.testing.assert_array_equal(a, b)
     names = run(models, names)
     assert names["log"][-1]["split"] == "test"
 
 
 def test_every_python_block_is_run_above():
-    assert len(blocks("python")) == 6
+    assert len(blocks("python")) == 7
 
 
 def test_commands_and_verbs_exist():

@@ -184,6 +184,7 @@ IDS = np.zeros((2, 3), int)
 BAD = [
     ({}, (IDS + 13, IDS), ValueError, "tokens run from 13 to 13, but the vocabulary has 13 rows"),
     ({}, (IDS, IDS - 1), ValueError, "tokens run from -1 to -1"),
+    ({"begin": 13}, (IDS, IDS), ValueError, "begin is 13, but the vocabulary has 13 tokens"),
     ({}, (IDS, IDS[0]), ValueError, r"expected \[b t\]"),
     ({}, (IDS, IDS[:1]), ValueError, r"target_in has shape \(1, 3\).*one target for each source"),
     ({}, (IDS, IDS, np.ones((2, 4), bool)), ValueError, r"source: mask has shape \(2, 4\)"),

@@ -46,7 +46,7 @@ class Config:
     model: Literal["bert", "textcnn"] = "bert"
     split: Literal["test", "validation"] = "test"
     seeds: int = 3
-    pretrain_epochs: int = 20
+    pretrain_epochs: int = 10
     pretrain_rate: float = 1e-3
     epochs: int = 4
     batch_size: int = 64

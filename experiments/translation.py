@@ -45,11 +45,11 @@ class Config:
       seed: base of everything random.
     """
 
-    steps: int = 2_000
+    steps: int = 1_000
     batch_size: int = 128
     learning_rate: float = 5e-3
-    warmup: int = 1_000
-    vocabulary: int = 6_000
+    warmup: int = 400
+    vocabulary: int = 4_000
     width: int = 128
     depth: int = 4
     heads: int = 4

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["concrete", "dims", "indices", "positive", "real", "same", "shares", "sizes"]
+__all__ = ["concrete", "dims", "indices", "positive", "real", "same", "seen", "shares", "sizes"]
 
 
 def dims(spec: str, **arrays) -> SimpleNamespace:
@@ -200,6 +200,26 @@ def same(loss: str | None = None, /, **pair) -> None:
     if hint and loss:
         hint += f": nk.supervised(model, lambda outputs, y: losses.{loss}({call}))"
     raise ValueError(f"{a} has shape {x} and {b} has shape {y}, expected the same shape{hint}")
+
+
+def seen(labels, mask):
+    """Labels with 0 where the mask is 0: what stands there does not matter. Known ones stay known.
+
+    Args:
+      labels: [...] integers.
+      mask: [...] of the same shape; 0 or False hides.
+
+    Returns:
+      [...] labels, a numpy array if both are known.
+
+    >>> seen(np.array([3, -100]), np.array([True, False]))
+    array([3, 0])
+    """
+    known = concrete(labels), concrete(mask)
+    if known[0] is None or known[1] is None:
+        labels = jnp.asarray(labels)
+        return jnp.where(jnp.asarray(mask).astype(bool), labels, jnp.zeros_like(labels))
+    return np.where(known[1] == 0, np.zeros_like(known[0]), known[0])
 
 
 def sizes(owner: str, *, many: bool = False, **fields) -> None:

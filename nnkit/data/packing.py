@@ -42,7 +42,7 @@ def pack(documents: Sequence, length: int) -> dict[str, np.ndarray]:
 
     Krell et al., arXiv:2107.02027, section 3.2 (there the longest go first).
     """
-    length = _size(length)
+    length = whole("length", length)
     rows = _checked("documents", documents, empty=False)
     pieces = [(i, s) for i, ids in enumerate(rows) for s in range(0, len(ids), length)]
     places, free = [], []  # of each piece: (row, first place)
@@ -104,7 +104,7 @@ def pad(
         raise ValueError(f"side is {side!r}, expected 'right' or 'left'")
     found = _checked("rows", rows, empty=True)
     longest = max(map(len, found))
-    length = max(longest, 1) if length is None else _size(length)
+    length = max(longest, 1) if length is None else whole("length", length)
     if longest > length:
         i = next(i for i, row in enumerate(found) if len(row) > length)
         raise ValueError(
@@ -144,10 +144,11 @@ def _checked(name: str, rows, empty: bool) -> list[np.ndarray]:
     return found
 
 
-def _size(length) -> int:
-    said = f"length is {length!r:.60}, expected an integer number of tokens >= 1"
-    if isinstance(length, bool) or not hasattr(type(length), "__index__"):
+def whole(name: str, value) -> int:
+    """A number of tokens, at least 1."""
+    said = f"{name} is {value!r:.60}, expected an integer number of tokens >= 1"
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(said)
-    if length < 1:
+    if value < 1:
         raise ValueError(said)
-    return operator.index(length)
+    return operator.index(value)

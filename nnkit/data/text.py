@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnkit.data.batches import Batches
-from nnkit.data.packing import pack
+from nnkit.data.packing import pack, whole
 from nnkit.data.sources import Memory
 from nnkit.data.tokenizers import Bytes, Tokenizer
 
@@ -79,7 +78,7 @@ def text(
     Packing: Krell et al., arXiv:2107.02027, section 3.2. Overlap: Press et al., arXiv:2012.15832,
     section 2 (sliding window evaluation).
     """
-    length = _size("length", length)
+    length = whole("length", length)
     tokenizer = Bytes() if tokenizer is None else tokenizer
     if isinstance(source, Sequence) and not isinstance(source, str | bytes):
         if stride is not None or overlap is not None:
@@ -93,7 +92,7 @@ def text(
         name = "documents"
     else:
         raw, name = _read(source)
-        stride = length if stride is None else _size("stride", stride)
+        stride = length if stride is None else whole("stride", stride)
         every = _every(length, stride, overlap, shuffle)
         kept = Running(_narrow(tokenizer.encode(raw), len(tokenizer), name), length, stride, every)
         notes = kept.notes
@@ -225,12 +224,3 @@ def _narrow(ids: np.ndarray, size: int, name: str) -> np.ndarray:
             f"{name} has {len(ids)} tokens, expected at least 2: one to read and one to predict"
         )
     return ids.astype(np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.int32)
-
-
-def _size(name: str, value) -> int:
-    said = f"{name} is {value!r:.60}, expected an integer number of tokens >= 1"
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(said)
-    if value < 1:
-        raise ValueError(said)
-    return operator.index(value)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import concrete, real
+from nnkit.core.checks import concrete, real, seen
 from nnkit.losses.inputs import classes, spoil, within
 
 __all__ = ["dice", "lovasz_hinge", "lovasz_softmax", "soft_iou"]
@@ -189,7 +189,7 @@ def _pixels(logits, labels, mask):
     if mask is not None:
         if np.shape(mask) != shape:
             raise ValueError(f"mask has shape {np.shape(mask)}, expected {shape}, from labels")
-        labels = _seen(labels, mask)
+        labels = seen(labels, mask)
     kept = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask)
     kept = kept.astype(logits.dtype).reshape(b, n, 1)
     if shape == logits.shape:
@@ -217,12 +217,3 @@ def _bits(labels):
     labels = jnp.asarray(labels)
     labels = labels.astype(jnp.int32) if labels.dtype == bool else labels
     return labels == 1, ~((labels == 0) | (labels == 1))
-
-
-def _seen(labels, mask):
-    """Labels, 0 where the mask is 0; known ones stay known."""
-    known = concrete(labels), concrete(mask)
-    if known[0] is None or known[1] is None:
-        labels = jnp.asarray(labels)
-        return jnp.where(jnp.asarray(mask).astype(bool), labels, jnp.zeros_like(labels))
-    return np.where(known[1] == 0, np.zeros_like(known[0]), known[0])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import concrete, dims, real
+from nnkit.core.checks import concrete, dims, real, seen
 from nnkit.core.means import Mean
 from nnkit.losses.classify import cross_entropy
 from nnkit.losses.inputs import spoil, within
@@ -60,7 +60,7 @@ def sequence_cross_entropy(logits, labels, mask=None, *, smoothing=0.0, z_loss=0
     within("z_loss", z_loss, 0, float("inf"))
     if mask is not None:
         dims("b t, b t", labels=labels, mask=mask)
-        labels, logits = _seen(labels, mask), _only(logits, mask)
+        labels, logits = seen(labels, mask), _only(logits, mask)
     each = cross_entropy(logits, labels, smoothing=smoothing)  # [b t]
     if isinstance(z_loss, jax.Array) or z_loss != 0:
         each = each + jnp.asarray(z_loss).astype(each.dtype) * _log_z(logits) ** 2
@@ -148,15 +148,6 @@ def _only(logits, mask):
     return jnp.where(jnp.asarray(mask).astype(bool)[..., None], logits, jnp.zeros_like(logits))
 
 
-def _seen(labels, mask):
-    """Labels, 0 where the mask is 0; known ones stay known."""
-    known = concrete(labels), concrete(mask)
-    if known[0] is None or known[1] is None:
-        labels = jnp.asarray(labels)
-        return jnp.where(jnp.asarray(mask).astype(bool), labels, jnp.zeros_like(labels))
-    return np.where(known[1] == 0, np.zeros_like(known[0]), known[0])
-
-
 def _log_z(logits):
     return jax.nn.logsumexp(logits, axis=-1)
 
@@ -173,16 +164,16 @@ def _symbols(labels, mask, v, blank):
     dtype = jnp.asarray(labels).dtype
     if not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(f"labels is {dtype}, expected integers; write labels.astype(int)")
-    labels = _seen(labels, mask)
+    labels = seen(labels, mask)
     known, kept = concrete(labels), concrete(mask)
     if known is not None and kept is not None:
-        seen = known[kept != 0]
-        if seen.size and (seen.min() < 0 or seen.max() >= v):
+        some = known[kept != 0]
+        if some.size and (some.min() < 0 or some.max() >= v):
             raise ValueError(
-                f"labels run from {seen.min()} to {seen.max()}, but the logits have {v} classes "
+                f"labels run from {some.min()} to {some.max()}, but the logits have {v} classes "
                 f"(0..{v - 1}, blank included); give a label_mask that is 0 for padding"
             )
-        if (seen == blank).any():
+        if (some == blank).any():
             raise ValueError(
                 f"labels hold {blank}, which is the blank; give a label_mask that is 0 for "
                 "padding, shift the labels by 1, or name another blank"

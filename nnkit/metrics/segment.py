@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.core.checks import concrete, dims, real
+from nnkit.core.checks import dims, real, seen
 from nnkit.core.means import Mean
 from nnkit.metrics.inputs import classes, or_nan
 
@@ -62,7 +62,7 @@ def pixel_confusion(logits, labels, mask=None):
     if mask is not None:
         if np.shape(mask) != shape:
             raise ValueError(f"mask has shape {np.shape(mask)}, expected {shape}, from labels")
-        labels, kept = _seen(labels, mask), jnp.asarray(mask).astype(bool)
+        labels, kept = seen(labels, mask), jnp.asarray(mask).astype(bool)
     true, bad = classes(logits, labels)
     bad = jnp.isnan(logits).any(-1) if bad is None else bad | jnp.isnan(logits).any(-1)
     flat = (shape[0], math.prod(shape[1:]))
@@ -152,12 +152,3 @@ def _counts(table):
 def _ratio(above, below):
     """above / below; NaN where below is 0."""
     return jnp.where(below == 0, jnp.nan, above / jnp.where(below == 0, 1, below))
-
-
-def _seen(labels, mask):
-    """Labels, 0 where the mask is 0; known ones stay known."""
-    known = concrete(labels), concrete(mask)
-    if known[0] is None or known[1] is None:
-        labels = jnp.asarray(labels)
-        return jnp.where(jnp.asarray(mask).astype(bool), labels, jnp.zeros_like(labels))
-    return np.where(known[1] == 0, np.zeros_like(known[0]), known[0])

@@ -236,9 +236,7 @@ def results(config: Config, rows, parameters: int | None = None):
         ("test", "MAE", "mae"),
     ):
         values = read(split, name)[best, np.arange(len(best))]
-        mean, half = nk.loop.interval(values)
-        spread = "" if np.isnan(half) else f" ± {half:.4f}"
-        row[f"{split} {title}"] = f"{mean:.4f}{spread}"
+        row[f"{split} {title}"] = nk.loop.number(values)
         row[f"{split} {title}s"] = values.tolist()
     row["published"] = PUBLISHED.get(config.model, {}).get(config.horizon, "")
     if "penalty" in rows[-1]:

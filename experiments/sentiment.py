@@ -48,9 +48,9 @@ class Config:
     seeds: int = 3
     pretrain_epochs: int = 10
     pretrain_rate: float = 1e-3
-    epochs: int = 4
+    epochs: int = 6
     batch_size: int = 64
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     dropout: float = 0.2
     seed: int = 0

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Literal
 
 import nnkit as nk
@@ -160,14 +161,13 @@ def samples(rows):
 def results(config: Config, rows):
     """Nats per character of the last tenth, after the last step: mean ± 95 % CI over the seeds."""
     last = [row for row in rows if row.get("split") == "test"][-1]
-    nats, half = nk.loop.interval(last["loss"])
     return [
         {
             "model": f"{config.model} {config.size}",
             "seeds": config.seeds,
             "steps": config.updates,
-            "nats per character": f"{nats:.4f} ± {half:.4f}",
-            "bits per character": f"{nk.metrics.bits_per_token(nats):.4f}",
+            "nats per character": nk.loop.number(last["loss"]),
+            "bits per character": nk.loop.number(last["loss"] / math.log(2)),
             "losses": last["loss"].tolist(),
         }
     ]

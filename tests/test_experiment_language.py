@@ -35,6 +35,17 @@ def test_shakespeare_learns_and_writes(shakespeare, model, tmp_path, capsys):
     assert "--- written after 8 steps ---" in said
 
 
+def test_a_run_with_texts_in_its_log_is_listed(shakespeare, tmp_path, capsys):
+    shakespeare.main(shakespeare.Config(seeds=1, steps=4), tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "nan" not in said
+    assert " ± " not in said
+    assert main(["ls", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "done" in said
+    assert "test accuracy" in said
+
+
 def test_shakespeare_is_the_text_and_the_size_of_nanogpt(data_dir):
     module = load("shakespeare")
     sizes = [len(module.read(split)) for split in ("train", "validation", "test")]

@@ -167,7 +167,12 @@ def _stablehlo(out: Path, found: Restored, model, inputs, variables, card: dict)
 
     specs = {name: (("b", *x.shape[1:]), jnp.asarray(x).dtype) for name, x in inputs.items()}
     about = {**card.get("training", {}), "settings": card.get("settings", {})}
+    make = getattr(found.module, "tokenizer", None)
+    if make is not None:
+        about["shorter texts"] = "pad them on the right; output n - 1 is for the token after n"
     serving.export(model, variables, specs, out, about=about)
+    if make is not None:
+        make(found.config).save(out)
     shapes = ", ".join(
         f"{name} [{' '.join(map(str, shape))}]" for name, (shape, _) in specs.items()
     )

@@ -81,6 +81,27 @@ def opened(folder: str, latest: bool = False, member: int = 0) -> tuple:
     return found.model, found.params, found.tokenizer, f"{folder}, {type(found.model).__name__}"
 
 
+def _possible(asked, tokenizer) -> None:
+    """Numbers and prompt, in the words of the command line."""
+    if not asked.temperature > 0:
+        raise ValueError(
+            f"--temperature is {asked.temperature:g}, expected a number > 0; --greedy writes the "
+            "likeliest token every time"
+        )
+    if asked.tokens < 1:
+        raise ValueError(f"--tokens is {asked.tokens}, expected at least 1")
+    if asked.prompt is None:
+        asked.prompt = "" if tokenizer.start is not None else "\n"
+        try:
+            tokenizer.encode(asked.prompt)
+        except ValueError:
+            raise ValueError(
+                "give --prompt TEXT: the tokenizer has no line break to begin with"
+            ) from None
+    if not asked.prompt and tokenizer.start is None:
+        raise ValueError("--prompt is empty, expected a text to go on from")
+
+
 def _of_transformers(folder: str) -> bool:
     return "model_type" in (read_json(Path(folder) / "config.json") or {})
 
@@ -92,7 +113,12 @@ def _pieces(model, params, tokenizer, asked):
     from nnkit import generate as writing
     from nnkit.core.keys import seed
 
+    _possible(asked, tokenizer)
     decoder, notes = writing.decoder(model), []
+    if asked.greedy and (asked.temperature, asked.top_k, asked.top_p, asked.min_p) != (
+        0.8, None, None, None,
+    ):  # fmt: skip
+        notes.append("--greedy: temperature, top-k, top-p and min-p are not used")
     foreign = _of_transformers(asked.run)  # then the prompt is read as transformers reads it
     reads = len(tokenizer.encode(asked.prompt, special=foreign)) + asked.tokens - 1
     if decoder.length is not None and reads > decoder.length:
@@ -124,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="a run folder, or one with config.json and model.safetensors")
-    add("--prompt", default="\n", help="what the text goes on from (default: a new line)")
+    add("--prompt", help="what the text goes on from (default: its beginning, or a new line)")
     add("--tokens", type=int, default=200, help="the most tokens to write (default: 200)")
     add("--temperature", type=float, default=0.8, help="sharper below 1 (default: 0.8)")
     add("--top-k", type=int, help="only the K likeliest tokens", metavar="K")

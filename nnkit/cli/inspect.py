@@ -114,7 +114,7 @@ def _row(folder: Path) -> dict:
             last = json.loads(line)
         except json.JSONDecodeError:
             break
-        if "split" in last:
+        if "split" in last and "text" not in last:  # texts that a model wrote are no numbers
             values = last
     status = (folder / "STATUS").read_text().strip() if (folder / "STATUS").exists() else ""
     if status.startswith("failed: KeyboardInterrupt"):
@@ -122,11 +122,11 @@ def _row(folder: Path) -> dict:
     age = time.time() - (log if log.exists() else folder).stat().st_mtime
     text = []
     for name, x in values.items():
-        if name in ("step", "time", "split") or (isinstance(x, list) and isinstance(x[0], list)):
+        each = x if isinstance(x, list) else [x]
+        if name in ("step", "time", "split") or not all(isinstance(y, int | float) for y in each):
             continue
-        text.append(
-            f"{name} {min(x):.4g}..{max(x):.4g}" if isinstance(x, list) else f"{name} {x:.4g}"
-        )
+        low, high = f"{min(each):.4g}", f"{max(each):.4g}"
+        text.append(f"{name} {low}" if len(each) == 1 else f"{name} {low}..{high}")
     return {
         "run": str(folder),
         "status": textwrap.shorten(status or "new", 72, placeholder=" ..."),

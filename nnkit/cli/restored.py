@@ -78,6 +78,11 @@ def restored(folder, latest: bool = False) -> Restored:
         raise NotRestored(
             f"{folder} is no run folder: it has no config.json; `nnkit ls` lists runs"
         )
+    if "model_type" in record:
+        raise NotRestored(
+            f"{folder} holds weights, not a run: nk.interop.huggingface.load opens it, and `nnkit "
+            "generate` writes with it"
+        )
     if not record.get("experiment"):
         raise NotRestored(
             f"{folder} was not made by an experiment: use its weights where its model is defined"
@@ -100,7 +105,13 @@ def restored(folder, latest: bool = False) -> Restored:
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
     config = module.Config(**fields)
     cores_as_devices(config)
-    step, train, evaluations = module.build(config)
+    try:
+        step, train, evaluations = module.build(config)
+    except (FileNotFoundError, RuntimeError) as error:
+        raise NotRestored(
+            f"the experiment {record['experiment']!r} cannot be built here, its data set among the "
+            f"rest (NNKIT_DATA_DIR says where data sets are): {error}"
+        ) from error
     state = nk.init(step, jax.random.key(config.seed), next(iter(train)))
     saved = nk.Checkpoints(folder / "checkpoints", keep_best=record.get("keep_best"))
     best = None if latest else saved.best()

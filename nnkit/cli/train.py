@@ -150,7 +150,9 @@ def conduct(module: ModuleType, name: str, words: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         same = f"--folder {place} instead of --fresh" if fresh else "the same command"
-        print(f"\ninterrupted; {same} resumes from the last checkpoint", flush=True)
+        saved = any((place / "checkpoints").glob("[0-9]*"))
+        then = "resumes from the last checkpoint" if saved else "starts anew: nothing is saved yet"
+        print(f"\ninterrupted; {same} {then}", flush=True)
         return 130
     if finished:
         print("already finished; --fresh trains anew")

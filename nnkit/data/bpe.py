@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from nnkit.data.codes import decoded, letters, numbered, utf8
+from nnkit.data.codes import decoded, letters, numbered, read, utf8
 from nnkit.data.tokenizers import Bytes, Characters
 from nnkit.data.wrapped import Wrapped, imported
 
@@ -70,7 +70,7 @@ class BPE(Wrapped):
         taken, left then right.
 
         Args:
-          texts: a text, or [n] texts; of the training part only.
+          texts: a text, [n] texts, or a `pathlib.Path` of one; of the training part only.
           size: tokens of the vocabulary: 256 bytes, merges and special tokens together.
           special: names of special tokens, the last ids.
           minimum: how often a pair must occur to be merged.
@@ -80,6 +80,7 @@ class BPE(Wrapped):
 
         Raises:
           ImportError: if `tokenizers` is missing.
+          FileNotFoundError: if a text is the name of a file.
           TypeError: if the size is no int, or a text no str.
           ValueError: if the size is too small, or larger than the texts have pairs for.
 
@@ -88,7 +89,7 @@ class BPE(Wrapped):
 
         Sennrich et al., arXiv:1508.07909, algorithm 1.
         """
-        library = imported()
+        library, texts = imported(), read(texts)
         names = list(numbered(special, 0))
         if isinstance(size, bool) or not hasattr(type(size), "__index__"):
             raise TypeError(f"size is {size!r:.60}, expected an int such as 1024")

@@ -4,12 +4,41 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["checked", "decoded", "letters", "numbered", "utf8", "written"]
+__all__ = ["checked", "decoded", "letters", "numbered", "read", "utf8", "written"]
+
+
+def read(texts):
+    """Texts to learn from as they are, those of a `pathlib.Path` read; a name of a file is refused.
+
+    Args:
+      texts: a str, a path, or [n] str.
+
+    Returns:
+      A str or [n] str.
+
+    Raises:
+      FileNotFoundError: if a str names a file: that would be learned letter by letter.
+
+    >>> read("emma")
+    'emma'
+    """
+    if isinstance(texts, os.PathLike):
+        return decoded(Path(texts).read_bytes(), str(texts))
+    short = isinstance(texts, str) and len(texts) < 256 and not any(c.isspace() for c in texts)
+    if short and (Path(texts).is_file() or re.search(r"\w\.[a-z]{2,4}$", texts)):
+        raise FileNotFoundError(
+            f"texts is {texts!r}, which reads like the name of a file, expected the text itself: "
+            f"give pathlib.Path({texts!r}), or a list of texts"
+        )
+    return texts
 
 
 def utf8(text: str) -> None:

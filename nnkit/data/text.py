@@ -170,6 +170,8 @@ def _documents(source, length, tokenizer):
         notes.append(f"{longer} documents are longer than {length} and go on in further rows")
     if tokenizer.start is None:
         notes.append("no start token: the first token of a document is nobody's label")
+    if tokenizer.end is None:
+        notes.append("no end token: a model does not learn where a document ends")
     return arrays, tuple(notes)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nnkit.data.codes import checked, decoded, letters, numbered, utf8, written
+from nnkit.data.codes import checked, decoded, letters, numbered, read, utf8, written
 
 __all__ = ["Bytes", "Characters", "Tokenizer"]
 
@@ -35,7 +35,10 @@ class Tokenizer(Protocol):
     Attributes:
       special: id of every special token by its name, such as {"<|endoftext|>": 256}.
       start, end, padding, mask: ids of the special tokens with these roles, or None. A
-        "<|endoftext|>" without a start token is the start as well, as in GPT-2.
+        "<|endoftext|>" without a start token is the start as well, as in GPT-2. Names that have a
+        role: "<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]" end a text; "<s>",
+        "<|begin_of_text|>", "<bos>", "[CLS]" begin it; "<pad>", "[PAD]" fill; "<mask>", "[MASK]"
+        hide.
       byte_lengths: [v] int32, how many bytes of UTF-8 each token stands for, 0 for special ones;
         None if the text cannot be got back from the tokens, byte for byte (`lossy` says why).
       lossy: None, or why `byte_lengths` is None.
@@ -265,18 +268,20 @@ class Characters(Common):
         """The characters of a text, or of several.
 
         Args:
-          texts: a text, or [n] texts.
+          texts: a text, [n] texts, or a `pathlib.Path` of one.
           special: names of special tokens.
 
         Returns:
           A `Characters`.
 
         Raises:
+          FileNotFoundError: if a text is the name of a file.
           ValueError: if there is no character.
 
         >>> Characters.of(["emma", "ava"]).characters
         'aemv'
         """
+        texts = read(texts)
         found: set[str] = set(texts) if isinstance(texts, str) else set().union(*texts)
         return cls("".join(sorted(found)), special=special)
 

@@ -116,6 +116,7 @@ def beam(
     Graves, arXiv:1211.3711, algorithm 1; penalty and end: Wu et al., arXiv:1609.08144, section 7.
     """
     made = decoder(model)
+    inputs.weights("beam", params)
     sizes("beam", width=width)
     tokens, mask = inputs.prompt("beam", made, tokens, mask, new_tokens, end=end, pad=pad)
     penalty = power() if penalty is None else penalty

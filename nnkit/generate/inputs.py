@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sized
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +15,37 @@ from nnkit.models.tokens import fits
 __all__: list[str] = []
 
 
+def weights(owner, params):
+    """Parameters must be a tree of arrays, not what holds one."""
+    if isinstance(params, Mapping):
+        return
+    if hasattr(params, "params"):
+        hint = "; give its .params"
+    elif isinstance(params, tuple):
+        hint = ": step.weights(state) is a pair, params, carry = step.weights(state)"
+    else:
+        return
+    raise TypeError(
+        f"{owner}: params is {type(params).__name__}, expected parameters, a dict of arrays{hint}"
+    )
+
+
 def prompt(owner, decoder, tokens, mask, new_tokens, **ids):
     """(tokens [b t] int32, mask [b t] bool or None), checked; ids: others that must be tokens."""
     sizes(owner, new_tokens=new_tokens)
-    tokens = np.asarray(tokens) if isinstance(tokens, list) else tokens
+    if isinstance(tokens, str) or (isinstance(tokens, list) and str in map(type, tokens)):
+        raise TypeError(
+            f"{owner}: tokens is text, {tokens!r:.40}, expected ids [b t]: "
+            "tokenizer.encode(text)[None], or write with generate.stream"
+        )
+    if isinstance(tokens, list):
+        if len({len(row) if isinstance(row, Sized) else 0 for row in tokens}) > 1:
+            raise ValueError(
+                f"{owner}: the rows of tokens differ in length, expected [b t]; fill them up: "
+                'rows = nk.data.pad(tokens, side="left"), then tokens=rows["tokens"] and '
+                'mask=rows["token_mask"]'
+            )
+        tokens = np.asarray(tokens)
     fits(owner, tokens, mask=mask)
     known = concrete(tokens)
     for name, x in {"tokens": known, **ids}.items():

@@ -18,7 +18,8 @@ class Sampled(NamedTuple):
     """Texts, one in each row.
 
     Attributes:
-      tokens: [b n] int32 new tokens, with the one that ends a text; `pad` behind it.
+      tokens: [b n] int32 new tokens, with the one that ends a text; `pad` behind it: the text of
+        row i is tokens[i][mask[i]].
       mask: [b n] bool, True for tokens written.
       log_probs: [b n] log-probability of each token under the model, 0 for padding.
       warped_log_probs: [b n] the same under the law after the warp, from which it was drawn.
@@ -79,6 +80,7 @@ def sample(
     Holtzman et al., arXiv:1904.09751, section 2; incremental: Shazeer, arXiv:1911.02150.
     """
     made = decoder(model)
+    inputs.weights("sample", params)
     tokens, mask = inputs.prompt("sample", made, tokens, mask, new_tokens, end=end, pad=pad)
     key = inputs.random_key("sample", key, tokens.shape[0])
     rule = Rule(inputs.warping(warp), key, inputs.token_id(end), inputs.token_id(pad))

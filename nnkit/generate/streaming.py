@@ -71,7 +71,13 @@ def stream(
     Shazeer, arXiv:1911.02150, section 2.4; characters in bytes: RFC 3629, section 3.
     """
     made = decoder(model)
+    inputs.weights("stream", params)
     sizes("stream", new_tokens=new_tokens, chunk=chunk)
+    if not isinstance(prompt, str) or not hasattr(tokenizer, "encode"):
+        raise TypeError(
+            f"stream: prompt is {prompt!r:.40} and tokenizer {type(tokenizer).__name__}, expected "
+            "a str and what encodes it: stream(model, params, prompt, tokenizer, new_tokens=...)"
+        )
     if made.vocabulary is not None and len(tokenizer) > made.vocabulary:
         raise ValueError(
             f"stream: the tokenizer has {len(tokenizer)} tokens, but the vocabulary of the model "

@@ -96,13 +96,14 @@ def rows(table, ids, *, name="ids", of="table"):
 
     Bengio et al. 2003, section 2.
     """
+    known = concrete(ids)  # asked first: an array made while tracing is not known
     table, ids = jnp.asarray(table), jnp.asarray(ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(
             f"{name} is {ids.dtype} of shape {ids.shape}, expected integer ids; "
             f"write {name}.astype(int) if they are whole numbers"
         )
-    n, known = table.shape[0], concrete(ids)
+    n = table.shape[0]
     if known is not None and known.size and (known.min() < 0 or known.max() >= n):
         low, top = int(known.min()), int(known.max())
         wider = f"widen it to {top + 1}" if top >= n else "-1 and -100 mark no token here"

@@ -6,7 +6,7 @@ from nnkit.loop.fitting import fit, patience
 from nnkit.loop.records import Run
 from nnkit.loop.running import Result, run
 from nnkit.loop.start import init
-from nnkit.loop.tables import interval, percent, print_table
+from nnkit.loop.tables import interval, number, percent, print_table
 
 __all__ = [
     "Result",
@@ -16,6 +16,7 @@ __all__ = [
     "fit",
     "init",
     "interval",
+    "number",
     "patience",
     "percent",
     "predict",

@@ -57,7 +57,10 @@ def check(task: Objective, train, *, seed: int = 0) -> list[str]:
     mean, (_, metrics) = jax.jit(g.grad)(params, carry, first, jax.random.key(seed + 1))
     loss = read(jax.device_get(metrics)).get("loss", math.nan)
     if not math.isfinite(loss):
-        raise ValueError(f"the loss is {loss} before the first step; look at inputs and labels")
+        raise ValueError(
+            f"the loss is {loss} before the first step; look at inputs and labels: "
+            "classes or token ids that the model has not, numbers far from unit scale"
+        )
     y = np.asarray(first["y"]) if "y" in first else np.zeros(0)
     classes = int(y.max()) + 1 if y.dtype.kind in "iu" and y.size else 0
     chance = f" (chance among {classes}: {math.log(classes):.4f})" if classes > 1 else ""

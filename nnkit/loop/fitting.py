@@ -268,7 +268,8 @@ def _finite(row, i, state) -> None:
     where = f"first in the state at {bad[0]!r}" if bad else "the state itself is still finite"
     raise FloatingPointError(
         f"the loss is {loss} at step {i} ({where}): a learning rate too high, labels outside the "
-        "model's classes, or NaN in the inputs; nk.skip_nonfinite(step) skips such batches"
+        "model's classes, token ids outside its vocabulary, or NaN in the inputs; "
+        "nk.skip_nonfinite(step) skips such batches"
     )
 
 

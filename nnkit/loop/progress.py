@@ -31,7 +31,8 @@ def shown(row: Mapping) -> str:
         elif np.ndim(x) == 0:
             parts.append(f"{name} {x:.4g}")
         elif np.ndim(x) == 1:
-            parts.append(f"{name} {np.nanmin(x):.4g}..{np.nanmax(x):.4g}")
+            low, high = f"{np.nanmin(x):.4g}", f"{np.nanmax(x):.4g}"
+            parts.append(f"{name} {low}" if np.size(x) == 1 else f"{name} {low}..{high}")
     return "  ".join(parts)
 
 

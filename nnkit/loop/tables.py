@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["interval", "percent", "print_table"]
+__all__ = ["interval", "number", "percent", "print_table"]
 
 
 def interval(values, confidence: float = 0.95) -> tuple[float, float]:
@@ -59,6 +59,25 @@ def percent(values, confidence: float = 0.95) -> str:
     """
     mean, half = interval(values, confidence)
     return f"{100 * mean:.2f} %" if np.isnan(half) else f"{100 * mean:.2f} ± {100 * half:.2f} %"
+
+
+def number(values, digits: int = 4, confidence: float = 0.95) -> str:
+    """Numbers as "1.7717 ± 0.0102": mean and confidence interval over seeds (see `interval`).
+
+    Args:
+      values: [n] one number per seed.
+      digits: behind the point.
+      confidence: in (0, 1).
+
+    Returns:
+      The text; without ± for one value.
+
+    >>> number([0.97, 0.98, 0.99], 2), number([0.5])
+    ('0.98 ± 0.02', '0.5000')
+    """
+    mean, half = interval(values, confidence)
+    spread = "" if np.isnan(half) else f" ± {half:.{digits}f}"
+    return f"{mean:.{digits}f}{spread}"
 
 
 def print_table(rows: Sequence[Mapping], title: str = "") -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnkit.core import keys
 from nnkit.core.checks import concrete, dims
@@ -305,6 +306,10 @@ def _counts(batch, mask, labels):
     if rows is None:
         return mask
     dims("b _, b", labels=labels, mask=rows)
+    known = concrete(rows), None if mask is None else concrete(mask)
+    if known[0] is not None and (mask is None or known[1] is not None):  # stays known
+        whole = np.broadcast_to(known[0].astype(np.float32)[:, None], np.shape(labels))
+        return whole if mask is None else whole * np.asarray(known[1]).astype(np.float32)
     rows = jnp.broadcast_to(jnp.asarray(rows).astype(jnp.float32)[:, None], jnp.shape(labels))
     return rows if mask is None else rows * jnp.asarray(mask).astype(jnp.float32)
 

@@ -49,7 +49,7 @@ def mask_tokens(
       has none chosen.
 
     Raises:
-      TypeError: if the tokens are no integers.
+      TypeError: if the tokens are no integers, or there is no mask.
       ValueError: if shapes differ, a share is out of range, hide + swap is above 1, or the mask or
         a special id is outside the vocabulary.
 
@@ -64,6 +64,11 @@ def mask_tokens(
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(f"tokens is {tokens.dtype}, expected integer ids [b t]")
     size = dims("b t", tokens=tokens)
+    if mask_id is None:
+        raise TypeError(
+            "mask_id is None, expected the id of the mask: the tokenizer has none; make it with "
+            'special=("[MASK]",), and the model with one token more'
+        )
     named = tuple(sorted({int(mask_id), *map(int, special)}))
     if not 0 <= named[0] <= named[-1] < vocabulary:
         raise ValueError(

@@ -381,6 +381,16 @@ def adapt(objective: Objective, params, carry=None, *, fresh=lambda path: False)
     """
 
     expect("adapt", objective, Objective)
+    if not callable(fresh):
+        raise TypeError(
+            f"adapt: fresh is {fresh!r:.60}, expected a predicate over paths: "
+            'fresh=lambda path: path.startswith("head")'
+        )
+    if hasattr(params, "params"):
+        raise TypeError(
+            f"adapt: params is {type(params).__name__}, expected the parameters themselves: give "
+            "its .params"
+        )
 
     def init(key, batch):
         own, own_carry = objective.init(key, batch)

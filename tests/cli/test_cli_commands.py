@@ -366,7 +366,12 @@ def test_an_interrupted_run_is_one_line_and_130(options, tmp_path, capsys):
     assert main(["train", str(file), "--folder", str(tmp_path / "here"), *options]) == 130
     same = f"--folder {tmp_path / 'here'} instead of --fresh" if options else "the same command"
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"interrupted; {same} resumes from the last checkpoint"
+    assert last == f"interrupted; {same} starts anew: nothing is saved yet"
+    if not options:
+        (tmp_path / "here" / "checkpoints" / "10").mkdir(parents=True)
+        main(["train", str(file), "--folder", str(tmp_path / "here")])
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last == "interrupted; the same command resumes from the last checkpoint"
 
 
 def test_ctrl_c_while_training(tmp_path):
@@ -391,7 +396,9 @@ def test_ctrl_c_while_training(tmp_path):
         child.send_signal(signal.SIGINT)
         out, error = child.communicate(timeout=60)
     assert child.returncode == 130, error
-    assert out.endswith("interrupted; the same command resumes from the last checkpoint\n")
+    saved = any(tmp_path.glob("*/checkpoints/[0-9]*"))
+    then = "resumes from the last checkpoint" if saved else "starts anew: nothing is saved yet"
+    assert out.endswith(f"interrupted; the same command {then}\n")
     assert "Traceback" not in out + error
 
 

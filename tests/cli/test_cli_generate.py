@@ -134,13 +134,13 @@ def test_a_folder_of_hugging_face(run, tmp_path, capsys):
 
 WRONG = [
     (["--prompt", "xyz"], "text has 'x' (U+0078) at place 0"),
-    (["--prompt", ""], "has no token, and the tokenizer no start of text"),
-    (["--temperature", "0"], "temperature is 0, expected > 0"),
+    (["--prompt", ""], "--prompt is empty, expected a text"),
+    (["--temperature", "0"], "--temperature is 0, expected a number > 0; --greedy writes"),
     (["--top-k", "0"], "top_k is 0, expected an integer >= 1"),
     (["--top-p", "1.5"], "top_p is 1.5, expected a number in (0, 1]"),
     (["--min-p", "-1"], "min_p is -1.0, expected a number in [0, 1]"),
     (["--seed", "-1"], "seed is -1, expected 0 to"),
-    (["--tokens", "0"], "new_tokens is 0, expected an integer >= 1"),
+    (["--tokens", "0"], "--tokens is 0, expected at least 1"),
     (["--member", "2"], "member is 2, but the run has 2: expected 0 to 1"),
     (["--tokens", "many"], "invalid int value: 'many'"),
     (["--colour", "red"], "unrecognized arguments: --colour red"),

@@ -60,8 +60,13 @@ def row(shape=(2,), offsets=(0, 8), dtype="F32"):
 
 HOSTILE = {  # name: (header, data, length of the header, what is said)
     "empty": (b"", b"", None, "the header is no JSON object|damaged JSON"),
-    "a header of 10^12 bytes": ({}, b"", 10**12, "is cut off: 10 bytes, but its header alone says"),
-    "the largest number": ({}, b"", 2**64 - 1, "its header alone says 18,446,744,073,709,551,615"),
+    "a header of 10^12 bytes": ({}, b"", 10**12, "is cut off, or no safetensors file: 10 bytes"),
+    "the largest number": (
+        {},
+        b"",
+        2**64 - 1,
+        "say that the header alone has 18,446,744,073,709,551,615",
+    ),
     "no JSON": (b"{]}", b"", None, "damaged JSON"),
     "a list": (b"[]", b"", None, "the header is no JSON object"),
     "deep": (b"[" * 100_000, b"", None, "damaged JSON"),

@@ -82,7 +82,7 @@ def _section(value) -> list[str]:
     if isinstance(value, Mapping):
         return [f"- {key}: {_short(x)}" for key, x in value.items()]
     if isinstance(value, Sequence) and not isinstance(value, str):
-        rows = [dict(row) for row in value]
+        rows = [{k: x for k, x in row.items() if not isinstance(x, list)} for row in value]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         cells = [columns, ["---"] * len(columns)]
         cells += [[_short(row.get(key, "")) for key in columns] for row in rows]

@@ -180,10 +180,16 @@ def headers(file) -> dict[str, Tensor]:
     file = Path(file)
     with open(file, "rb") as opened:
         size = os.fstat(opened.fileno()).st_size
-        length = int.from_bytes(opened.read(8), "little")
+        first = opened.read(8)
+        length = int.from_bytes(first, "little")
+        if first == b"version ":
+            raise ValueError(
+                f"{file} is a pointer of Git LFS, not the weights themselves; run git lfs pull"
+            )
         if size < 8 or length > size - 8:
             raise ValueError(
-                f"{file} is cut off: {size:,} bytes, but its header alone says {length:,}; {AGAIN}"
+                f"{file} is cut off, or no safetensors file: {size:,} bytes, but its first eight "
+                f"say that the header alone has {length:,}; {AGAIN}"
             )
         if length > LONGEST:
             raise ValueError(

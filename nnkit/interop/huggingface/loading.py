@@ -112,7 +112,8 @@ def load(
       local_files_only: take from the cache, never ask the hub.
       dtype: of all parameters, such as "float32"; None keeps that of each tensor.
       fields: fields of our model that come before config.json: {"dropout": 0.0, "classes": 3}.
-      allow_missing: patterns of our paths ("head/*") that the file may lack; they are drawn fresh.
+      allow_missing: patterns of our paths ("head/*") that the file may lack, or have in another
+        size (a head for other classes); they are drawn fresh.
       allow_unused: patterns of names in the file ("cls.*") that are left out.
       ignore_keys: keys of config.json that do not matter, though they are not known here.
       key: a random key, for what is drawn fresh.
@@ -234,19 +235,22 @@ def _plan(folder, family, model, known, allow_missing, allow_unused) -> _Plan:
     """Every tensor of the file against the table of the family; all differences at once."""
     want = expected(model)
     together = any(name.endswith(".experts.gate_up_proj") for name in known)
-    steps, lost, fresh, shapes, used = [], [], [], [], set()
+    steps, lost, fresh, resized, shapes, used = [], [], [], [], [], set()
     for rule in names.rules(family, model, together=together):
         absent = [name for name in rule.theirs if name not in known]
         outs = jax.eval_shape(rule.save, *(want[path] for path in rule.ours))
-        if absent and all(_matches(path, allow_missing) for path in rule.ours):
+        fits = all(n in absent or known[n].shape == o.shape for n, o in zip(rule.theirs, outs))
+        if (absent or not fits) and all(_matches(path, allow_missing) for path in rule.ours):
             fresh += rule.ours
+            resized += [name for name in rule.theirs if name not in absent]
             continue
-        lost += [(name, out) for name, out in zip(rule.theirs, outs) if name in absent]
+        ours = ", ".join(rule.ours)
+        lost += [(name, out, ours) for name, out in zip(rule.theirs, outs) if name in absent]
         if absent:
             used |= set(rule.theirs)
             continue
         found = tuple(known[name] for name in rule.theirs)
-        shapes += [(t, out.shape) for t, out in zip(found, outs) if t.shape != out.shape]
+        shapes += [(t, out.shape, ours) for t, out in zip(found, outs) if t.shape != out.shape]
         kinds = {tensor.dtype for tensor in found}
         if len(kinds) > 1:
             raise ValueError(
@@ -256,7 +260,8 @@ def _plan(folder, family, model, known, allow_missing, allow_unused) -> _Plan:
         steps.append((rule, found))
         used |= set(rule.theirs)
     extra = [known[name] for name in known if name not in used]
-    unused = tuple(t.name for t in extra if _matches(t.name, allow_unused))
+    replaced = {known[name].name for name in resized}
+    unused = tuple(t.name for t in extra if _matches(t.name, allow_unused) or t.name in replaced)
     extra = [t for t in extra if t.name not in unused]
     if lost or extra or shapes:
         raise ValueError(_differences(folder, family, model, lost, extra, shapes))
@@ -322,20 +327,21 @@ def _differences(folder, family, model, lost, extra, shapes) -> str:
     size = lambda shape: "[" + " ".join(map(str, shape)) + "]"
     parts = []
     if lost:
-        name, out = lost[0]
-        parts.append(f"{len(lost)} missing, first {name!r} {size(out.shape)}")
+        name, out, ours = lost[0]
+        parts.append(f"{len(lost)} missing, first {name!r} {size(out.shape)} (here {ours})")
     if extra:
         parts.append(f"{len(extra)} unknown, first {extra[0].name!r} {size(extra[0].shape)}")
     if shapes:
-        tensor, shape = shapes[0]
+        tensor, shape, ours = shapes[0]
         parts.append(
             f"{len(shapes)} of another size, first {tensor.name!r} {size(tensor.shape)}, expected "
-            f"{size(shape)}"
+            f"{size(shape)} (here {ours})"
         )
     return (
         f"{folder} does not fit the {type(model).__name__} that its config.json (model_type "
         f"{family}) describes: {'; '.join(parts)}. Is config.json that of these weights? What may "
-        "be drawn fresh or left out has to be said: allow_missing=(...), allow_unused=(...)"
+        "be drawn fresh, by our path, or left out, by their name, has to be said: "
+        "allow_missing=(...), allow_unused=(...)"
     )
 
 

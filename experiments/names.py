@@ -7,7 +7,10 @@ against counts of n-grams, the additive constant and the order chosen on the val
 
 Run      nnkit train names
          nnkit generate runs/names-... --prompt "ma" --tokens 14
-Takens
+Takes    11 minutes for three seeds on 2 CPU cores, beside other work
+Result   2.030 ± 0.010 nats per letter of the test part (n = 3 seeds), the best counts (4-gram)
+         2.104; 80.5 % of 2,000 names are new; 2026-11-22; experiments/README.md
+         (makemore's Transformer: about 1.92, from memory, another split and longer training)
 """
 
 from __future__ import annotations

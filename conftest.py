@@ -5,7 +5,6 @@ warnings as errors (pyproject.toml), programs compiled quickly, and one compilat
 all tests and their child processes.
 """
 
-import importlib.metadata
 import os
 from pathlib import Path
 
@@ -13,9 +12,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NNKIT_CACHE", str(Path.home() / ".cache" / "nnkit" / "tests"))
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # children would import 3 times slower
 os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(os.environ["NNKIT_CACHE"]) / "bytecode"))
-if int(importlib.metadata.version("jax").split(".")[1]) < 11:  # later ones refuse the flag
-    quick = "--xla_cpu_use_fusion_emitters=false"  # a third less time to compile
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
 import jax
 import pytest
@@ -47,7 +43,7 @@ def _names(doctest_namespace):
 
 @pytest.fixture(scope="module")
 def optimised():
-    """For programs whose memory or text is looked at, or that train for long."""
+    """For programs whose memory or text is looked at, or that few optimisations make wrong."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -78,7 +78,18 @@ def test_it_trains_in_bfloat16(name):
     np.testing.assert_allclose(a, b, rtol=0.06, atol=0.01)
 
 
-@pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.many])
+# One of each kind on every commit; the others by `pytest -m nightly`.
+OFTEN = ("MLP", "ResNet", "RecurrentLM", "GPT", "EncDec", "PatchTST")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.nightly])
+        for name, row in MODELS.items()
+        if row.many
+    ],
+)
 def test_an_ensemble_of_sweeps_over_devices_is_each_run_by_itself(name):
     """One program: 2 keys x 2 rates x 2 devices; each member is its recipe; none compiles again."""
     row = MODELS[name]

@@ -93,7 +93,7 @@ def test_the_versions_are_those_of_the_project_file():
         assert f"{name} ≥ {floor}" in README
     assert project["name"] == "nnkit-jax"
     assert not any("<" in need for need in project["dependencies"])
-    for extra in "tpu cuda12 cuda13 text hub plan track dev all tfds-prepare".split():
+    for extra in "tpu cuda12 cuda13 text hub export track dev all tfds-prepare".split():
         assert extra in project["optional-dependencies"]
         assert f"`{extra}`" in README
 

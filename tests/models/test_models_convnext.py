@@ -36,7 +36,7 @@ def test_a_published_size_has_the_published_number_of_parameters(size):
     assert sum(p.size for p in jax.tree.leaves(shapes)) == COUNTS[size]
 
 
-def test_blocks_start_near_the_identity():
+def test_blocks_start_near_the_identity(optimised):
     model, x = ConvNeXt((1,), (4,), 3), pictures(2, 16, 16, 3)
     (_, inside), _ = jax.jit(lambda k: model.init_with_output(k, x, intermediates=True))(
         jax.random.key(KEY)

@@ -200,6 +200,7 @@ MODES = [  # evaluation of all (logits and loss alone if there is a training ste
 ]
 
 
+@pytest.mark.usefixtures("optimised")  # with few optimisations XLA's gradient of UNet is NaN
 @pytest.mark.parametrize(("case", "train"), MODES)
 def test_logits_loss_gradients_and_statistics_are_those_of_the_reference(case, train):
     # Statistics of few pixels amplify rounding in the bottlenecks: two draws of the pictures gave

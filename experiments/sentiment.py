@@ -8,7 +8,9 @@ beside it. Seeds are one compiled program; the settings were chosen on the valid
 Run      nnkit train sentiment
          nnkit train sentiment --pretrain_epochs 0
          nnkit train sentiment --model textcnn
-Takens
+Takes    5 minutes for TextCNN, three seeds on 2 CPU cores, beside other work; reading: not measured
+Result   TextCNN 81.79 ± 0.48 %, bag of words 80.94 %, BERT without reading not measured
+         (n = 3 seeds); with reading: not measured; 2026-11-22; experiments/README.md
 """
 
 from __future__ import annotations

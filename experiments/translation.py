@@ -8,9 +8,10 @@ byte-pair encoding for both languages. The score is BLEU of lower-case text, and
 counts is said beside it. The published setting takes 8,000 updates of 4,096 tokens.
 
 Run      nnkit train translation
-         nnkit train translation --steps 8000
+         nnkit train translation --steps 8000 --warmup 2000 --vocabulary 10000
          nnkit generate runs/translation-... --prompt "a man in a red shirt is riding a bicycle ."
-Takens
+Takes    not measured; 128 updates took 7 minutes on 2 CPU cores, beside much other work
+Result   not measured (published: BLEU 41.0 after 8,000 updates, tokenised text)
 """
 
 from __future__ import annotations

@@ -41,6 +41,33 @@ def _names(doctest_namespace):
     doctest_namespace.update(jax=jax, jnp=jnp, np=np, optax=optax, nn=nn, nk=nk)
 
 
+KEPT = 800  # programs alive
+LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+alive = 0
+
+
+def _count(event: str, seconds: float, **_):
+    global alive
+    alive += event == LOWERED
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+@pytest.fixture(autouse=True)
+def _forgotten():
+    """Programs of earlier tests are dropped when there are many.
+
+    jax keeps each program that it lowered in an MLIR context of its own, and making the next
+    context takes time in proportion to those alive: with 2,000 of them, three times as long.
+    """
+    global alive
+    yield
+    if alive > KEPT:
+        jax.clear_caches()
+        alive = 0
+
+
 @pytest.fixture(scope="module")
 def optimised():
     """For programs whose memory or text is looked at, or that few optimisations make wrong."""

@@ -39,7 +39,7 @@ class Config:
       seeds: members of the one program: they differ in first weights and dropout.
       steps: updates; 0: those of the size, 2,000 or 5,000.
       learning_rate: peak rate of AdamW; 100 steps of warm-up, then cosine decay to a tenth.
-        nanoGPT has 1e-3; 4e-3 was the best of 2e-3, 4e-3 and 8e-3 on the validation part of TFDS.
+        nanoGPT has 1e-3; on the validation part 4e-3 and 8e-3 were equally good (LOG.md).
       weight_decay: of the matrices.
       half: compute in bfloat16.
       seed: base of everything random.

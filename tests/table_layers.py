@@ -80,6 +80,7 @@ LAYERS |= {
     "GroupNorm": Row(layers.GroupNorm(2), (real(3, 5, 4),)),
     "InstanceNorm": Row(layers.InstanceNorm(), (real(3, 5, 4),)),
     "RMSNorm": Row(layers.RMSNorm(), (real(3, 5, 4),)),
+    "ShiftedRMSNorm": Row(layers.ShiftedRMSNorm(), (real(3, 5, 4),)),
     "WeightNorm": Row(layers.WeightNorm(layers.Dense(4)), (real(3, 5, 6),)),
     "SpectralNorm": Row(layers.SpectralNorm(layers.Dense(4)), (real(3, 5, 6),), trains=True),
     "Dropout": Row(layers.Dropout(0.5), (real(3, 5),), trains=True),

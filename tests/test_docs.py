@@ -31,6 +31,10 @@ def public():
             ours = getattr(thing, "__module__", "nnkit").startswith("nnkit")  # or jax's, as it is
             if callable(thing) and not inspect.ismodule(thing) and ours:
                 yield pytest.param(package, name, thing, id=f"{package}.{name}")
+    for door in ("huggingface", "nnx", "serving"):
+        module = importlib.import_module(f"nnkit.interop.{door}")
+        for name in module.__all__:
+            yield pytest.param("interop", name, getattr(module, name), id=f"interop.{door}.{name}")
     for part in ("means", "trees", "keys", "checks"):
         module = importlib.import_module(f"nnkit.core.{part}")
         for name in module.__all__:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 from pathlib import Path
 from typing import Any
 
-from nnkit.cli.restored import NotRestored, Restored, read_json, restored
+from nnkit.cli.restored import (
+    NotRestored,
+    Restored,
+    inputs,
+    network,
+    one_member,
+    read_json,
+    restored,
+)
 
 __all__ = ["export"]
 
@@ -39,10 +46,11 @@ def export(words: list[str]) -> int:
         return 2
     try:
         found = restored(asked.run, asked.latest)
-        model, inputs = _network(found, asked.run)
-        variables, count = _variables(found, model, inputs, asked.member)
+        model = network(found, asked.run)
+        fed = inputs(found, model, asked.run)
+        variables, count = one_member(found, model, fed, asked.member)
         write = _huggingface if asked.format == "huggingface" else _stablehlo
-        said = write(out, found, model, inputs, variables, _card(Path(asked.run), found, asked))
+        said = write(out, found, model, fed, variables, _card(Path(asked.run), found, asked))
     except NotRestored as error:
         print(error)
         return error.code
@@ -74,76 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _network(found: Restored, folder) -> tuple[Any, dict[str, Any]]:
-    """(model, its inputs from the first batch)."""
-    make = getattr(found.module, "network", None)
-    needed = [] if make is None else inspect.signature(make).parameters.values()
-    if make is None or len([p for p in needed if p.default is p.empty]) != 1:
-        raise NotRestored(
-            f"the experiment of {folder} has no network(config), which gives the model; write one, "
-            "and the run can be exported as it is"
-        )
-    model = make(found.config)
-    if not hasattr(model, "apply") or not hasattr(model, "init"):
-        raise NotRestored(
-            f"network(config) gave {type(model).__name__}, expected a Linen module such as "
-            "nnkit.models.GPT"
-        )
-    return model, _inputs(model, next(iter(found.train)), folder)
-
-
-def _inputs(model, batch, folder) -> dict[str, Any]:
-    """What the model is called with, by the names of its arguments: arrays [b ...] of a batch."""
-    takes = list(inspect.signature(type(model).__call__).parameters.values())[1:]
-    needed = [p.name for p in takes if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    also = {"x": ("image",), "target_in": ("target",), "tokens": ("text",)}
-    found = {}
-    for i, name in enumerate(needed):
-        fields = [name, *also.get(name, ()), *(["x"] if i == 0 else [])]
-        field = next((field for field in fields if field in batch), None)
-        if field is None:
-            raise NotRestored(
-                f"the {type(model).__name__} of {folder} is called with {name!r}, but its batches "
-                f"have {sorted(batch)}: rename a field"
-            )
-        found[name] = batch[field]
-    masks = {"mask": "token_mask", "source_mask": "source_mask"}
-    for name, field in masks.items():
-        if field in batch and any(p.name == name for p in takes):
-            found[name] = batch[field]
-    return found
-
-
-def _variables(found: Restored, model, inputs, member: int) -> tuple[dict, int]:
-    """({"params": ..., and what is carried} of one member, number of members or 0)."""
-    import jax
-
-    from nnkit.core.trees import difference
-
-    want = jax.eval_shape(lambda: model.init(jax.random.key(0), **inputs))
-    params, carry = found.weights
-    variables = {"params": params, **(carry if isinstance(carry, dict) else {})}
-    variables = {name: tree for name, tree in variables.items() if name in want}
-    plain = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "float32"), tree)
-    wrong = difference(plain(variables), plain(want))
-    if not wrong:
-        if member:
-            raise NotRestored(f"member is {member}, but the run has 1 model: leave --member out")
-        return variables, 0
-    first = jax.tree.leaves(variables["params"])[0]
-    count = first.shape[0] if first.ndim else 0
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], "float32"), variables)
-    if not count or difference(one, plain(want)):
-        raise NotRestored(
-            f"the weights of the run are not those of network(config): {wrong}; network(config) is "
-            "to give the model that build(config) trains"
-        )
-    if not 0 <= member < count:
-        raise NotRestored(f"member is {member}, but the run has {count}: expected 0 to {count - 1}")
-    return jax.tree.map(lambda x: x[member], variables), count
-
-
-def _huggingface(out: Path, found: Restored, model, inputs, variables, card: dict) -> str:
+def _huggingface(out: Path, found: Restored, model, fed, variables, card: dict) -> str:
     from nnkit.interop import huggingface
 
     more = sorted(set(variables) - {"params"})
@@ -160,12 +99,12 @@ def _huggingface(out: Path, found: Restored, model, inputs, variables, card: dic
     return f"{out}: {kind}; {names}"
 
 
-def _stablehlo(out: Path, found: Restored, model, inputs, variables, card: dict) -> str:
+def _stablehlo(out: Path, found: Restored, model, fed, variables, card: dict) -> str:
     import jax.numpy as jnp
 
     from nnkit.interop import serving
 
-    specs = {name: (("b", *x.shape[1:]), jnp.asarray(x).dtype) for name, x in inputs.items()}
+    specs = {name: (("b", *x.shape[1:]), jnp.asarray(x).dtype) for name, x in fed.items()}
     about = {**card.get("training", {}), "settings": card.get("settings", {})}
     make = getattr(found.module, "tokenizer", None)
     if make is not None:

@@ -6,9 +6,8 @@ import argparse
 import contextlib
 import itertools
 import sys
-from pathlib import Path
 
-from nnkit.cli.restored import NotRestored, language, read_json
+from nnkit.cli.restored import NotRestored, language, of_transformers
 
 __all__ = ["generate"]
 
@@ -69,7 +68,7 @@ def opened(folder: str, latest: bool = False, member: int = 0) -> tuple:
         ...
     nnkit.cli.restored.NotRestored: no-such-run is no run folder: it has no config.json; `nnkit...
     """
-    if not _of_transformers(folder):
+    if not of_transformers(folder):
         return language(folder, latest, member)
     from nnkit.cli.train import cache_programs
     from nnkit.interop import huggingface
@@ -81,29 +80,27 @@ def opened(folder: str, latest: bool = False, member: int = 0) -> tuple:
     return found.model, found.params, found.tokenizer, f"{folder}, {type(found.model).__name__}"
 
 
-def _possible(asked, tokenizer) -> None:
-    """Numbers and prompt, in the words of the command line."""
-    if not asked.temperature > 0:
+def _prompt(asked, tokenizer) -> str:
+    """What the text goes on from; numbers that cannot be are said in the words of the terminal."""
+    if asked.temperature is not None and not asked.temperature > 0:
         raise ValueError(
             f"--temperature is {asked.temperature:g}, expected a number > 0; --greedy writes the "
             "likeliest token every time"
         )
     if asked.tokens < 1:
         raise ValueError(f"--tokens is {asked.tokens}, expected at least 1")
-    if asked.prompt is None:
-        asked.prompt = "" if tokenizer.start is not None else "\n"
+    prompt = asked.prompt
+    if prompt is None:
+        prompt = "" if tokenizer.start is not None else "\n"
         try:
-            tokenizer.encode(asked.prompt)
+            tokenizer.encode(prompt)
         except ValueError:
             raise ValueError(
                 "give --prompt TEXT: the tokenizer has no line break to begin with"
             ) from None
-    if not asked.prompt and tokenizer.start is None:
+    if not prompt and tokenizer.start is None:
         raise ValueError("--prompt is empty, expected a text to go on from")
-
-
-def _of_transformers(folder: str) -> bool:
-    return "model_type" in (read_json(Path(folder) / "config.json") or {})
+    return prompt
 
 
 def _pieces(model, params, tokenizer, asked):
@@ -113,21 +110,20 @@ def _pieces(model, params, tokenizer, asked):
     from nnkit import generate as writing
     from nnkit.core.keys import seed
 
-    _possible(asked, tokenizer)
+    prompt = _prompt(asked, tokenizer)
     decoder, notes = writing.decoder(model), []
-    if asked.greedy and (asked.temperature, asked.top_k, asked.top_p, asked.min_p) != (
-        0.8, None, None, None,
-    ):  # fmt: skip
+    draws = (asked.temperature, asked.top_k, asked.top_p, asked.min_p)
+    if asked.greedy and any(number is not None for number in draws):
         notes.append("--greedy: temperature, top-k, top-p and min-p are not used")
-    foreign = _of_transformers(asked.run)  # then the prompt is read as transformers reads it
-    reads = len(tokenizer.encode(asked.prompt, special=foreign)) + asked.tokens - 1
+    foreign = of_transformers(asked.run)  # then the prompt is read as transformers reads it
+    reads = len(tokenizer.encode(prompt, special=foreign)) + asked.tokens - 1
     if decoder.length is not None and reads > decoder.length:
         decoder = writing.sliding(model)
         notes.append(
             f"the model reads {model.length} tokens at a time: older ones are forgotten, and each "
             "token takes longer"
         )
-    warps = [writing.temperature(asked.temperature)]
+    warps = [writing.temperature(0.8 if asked.temperature is None else asked.temperature)]
     warps += [writing.top_k(asked.top_k)] if asked.top_k is not None else []
     warps += [writing.top_p(asked.top_p)] if asked.top_p is not None else []
     warps += [writing.min_p(asked.min_p)] if asked.min_p is not None else []
@@ -135,13 +131,13 @@ def _pieces(model, params, tokenizer, asked):
     pieces = writing.stream(
         decoder,
         params,
-        asked.prompt,
+        prompt,
         tokenizer,
         new_tokens=asked.tokens,
         special=foreign,
         **({} if asked.greedy else drawn),
     )
-    return (itertools.chain([asked.prompt], pieces) if decoder.continues else pieces), notes
+    return (itertools.chain([prompt], pieces) if decoder.continues else pieces), notes
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     add("run", metavar="RUN", help="a run folder, or one with config.json and model.safetensors")
     add("--prompt", help="what the text goes on from (default: its beginning, or a new line)")
     add("--tokens", type=int, default=200, help="the most tokens to write (default: 200)")
-    add("--temperature", type=float, default=0.8, help="sharper below 1 (default: 0.8)")
+    add("--temperature", type=float, help="sharper below 1 (default: 0.8)")
     add("--top-k", type=int, help="only the K likeliest tokens", metavar="K")
     add("--top-p", type=float, help="only the likeliest tokens that reach P", metavar="P")
     add("--min-p", type=float, help="only tokens P times as likely as the best", metavar="P")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-__all__ = ["NotRestored", "Restored", "language", "restored"]
+__all__ = ["NotRestored", "Restored", "inputs", "language", "network", "one_member", "restored"]
 
 
 class NotRestored(Exception):
@@ -78,7 +79,7 @@ def restored(folder, latest: bool = False) -> Restored:
         raise NotRestored(
             f"{folder} is no run folder: it has no config.json; `nnkit ls` lists runs"
         )
-    if "model_type" in record:
+    if of_transformers(folder):
         raise NotRestored(
             f"{folder} holds weights, not a run: nk.interop.huggingface.load opens it, and `nnkit "
             "generate` writes with it"
@@ -151,27 +152,140 @@ def language(folder, latest: bool = False, member: int = 0) -> tuple:
                 f"the experiment of {folder} has no {need}(config): it is no language model; an "
                 "experiment of one has network(config) and tokenizer(config)"
             )
-    model, tokenizer = found.module.network(found.config), found.module.tokenizer(found.config)
-    params, carry = found.weights
-    variables = {"params": params, **carry}
-    return model, one_member(model, variables, member), tokenizer, found.said
+    model, tokenizer = network(found, folder), found.module.tokenizer(found.config)
+    variables, _ = one_member(found, model, inputs(found, model, folder), member)
+    return model, variables, tokenizer, found.said
 
 
-def one_member(model, variables, member: int):
-    """The variables of one member, if they have an axis of members; else as they are."""
+def network(found: Restored, folder):
+    """The model of a run, by the `network(config)` of its experiment.
+
+    Args:
+      found: the run.
+      folder: its name, for messages.
+
+    Returns:
+      A Linen module.
+
+    Raises:
+      NotRestored: if the experiment has no network(config), or it gives no Linen module.
+
+    >>> from types import SimpleNamespace as Of
+    >>> run = Of(module=Of(network=lambda config: nk.models.MLP(config)), config=(3, 2))
+    >>> network(run, "run").widths
+    (3, 2)
+    """
+    make = getattr(found.module, "network", None)
+    needed = [] if make is None else inspect.signature(make).parameters.values()
+    if make is None or len([p for p in needed if p.default is p.empty]) != 1:
+        raise NotRestored(
+            f"the experiment of {folder} has no network(config), which gives the model; write one, "
+            "and the run can be exported as it is"
+        )
+    model = make(found.config)
+    if not hasattr(model, "apply") or not hasattr(model, "init"):
+        raise NotRestored(
+            f"network(config) gave {type(model).__name__}, expected a Linen module such as "
+            "nnkit.models.GPT"
+        )
+    return model
+
+
+def inputs(found: Restored, model, folder) -> dict[str, Any]:
+    """What the model is called with, by the names of its arguments: arrays [b ...] of a batch.
+
+    Args:
+      found: the run, whose first batch is taken.
+      model: from `network`.
+      folder: its name, for messages.
+
+    Returns:
+      {argument: array [b ...]}.
+
+    Raises:
+      NotRestored: if the batches have no field for an argument.
+
+    >>> from types import SimpleNamespace as Of
+    >>> inputs(Of(train=[{"x": np.ones((2, 3)), "y": [0, 1]}]), nk.models.MLP((2,)), "run")
+    {'x': array([[1., 1., 1.],
+           [1., 1., 1.]])}
+    """
+    batch = next(iter(found.train))
+    takes = list(inspect.signature(type(model).__call__).parameters.values())[1:]
+    needed = [p.name for p in takes if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    also = {"x": ("image",), "target_in": ("target",), "tokens": ("text",)}
+    fed = {}
+    for i, name in enumerate(needed):
+        fields = [name, *also.get(name, ()), *(["x"] if i == 0 else [])]
+        field = next((field for field in fields if field in batch), None)
+        if field is None:
+            raise NotRestored(
+                f"the {type(model).__name__} of {folder} is called with {name!r}, but its batches "
+                f"have {sorted(batch)}: rename a field"
+            )
+        fed[name] = batch[field]
+    masks = {"mask": "token_mask", "source_mask": "source_mask"}
+    for name, field in masks.items():
+        if field in batch and any(p.name == name for p in takes):
+            fed[name] = batch[field]
+    return fed
+
+
+def one_member(found: Restored, model, fed, member: int) -> tuple[dict, int]:
+    """({"params": ..., and what is carried} of one member [...], number of members or 0).
+
+    Args:
+      found: the run; the weights of an ensemble or a sweep have an axis [n ...] more.
+      model: from `network`.
+      fed: from `inputs`.
+      member: which one, from 0.
+
+    Returns:
+      (variables, n); n = 0 if the run has one model.
+
+    Raises:
+      NotRestored: if the weights are not those of the model, or there is no such member.
+
+    >>> from types import SimpleNamespace as Of
+    >>> x, model = np.ones((1, 2), np.float32), nk.models.Linear(3)
+    >>> three = jax.vmap(lambda key: model.init(key, x))(jax.random.split(jax.random.key(0), 3))
+    >>> one_member(Of(weights=(three["params"], {})), model, {"x": x}, 2)[1]
+    3
+    """
     import jax
-    import numpy as np
 
-    from nnkit.models import EncDec
+    from nnkit.core.trees import difference
 
-    token = np.zeros((1, 1), np.int32)
-    inputs = (token, token) if isinstance(model, EncDec) else (token,)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))
-    want, have = (jax.tree.leaves(tree["params"])[0].shape for tree in (shapes, variables))
-    n = have[0] if have[1:] == want else 1
-    if not 0 <= member < n:
-        raise NotRestored(f"member is {member}, but the run has {n}: expected 0 to {n - 1}")
-    return jax.tree.map(lambda x: x[member], variables) if have != want else variables
+    want = jax.eval_shape(lambda: model.init(jax.random.key(0), **fed))
+    params, carry = found.weights
+    variables = {"params": params, **(carry if isinstance(carry, dict) else {})}
+    variables = {name: tree for name, tree in variables.items() if name in want}
+    plain = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "float32"), tree)
+    wrong = difference(plain(variables), plain(want))
+    if not wrong:
+        if member:
+            raise NotRestored(f"member is {member}, but the run has 1 model: leave --member out")
+        return variables, 0
+    first = jax.tree.leaves(variables["params"])[0]
+    count = first.shape[0] if first.ndim else 0
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], "float32"), variables)
+    if not count or difference(one, plain(want)):
+        raise NotRestored(
+            f"the weights of the run are not those of network(config): {wrong}; network(config) is "
+            "to give the model that build(config) trains"
+        )
+    if not 0 <= member < count:
+        raise NotRestored(f"member is {member}, but the run has {count}: expected 0 to {count - 1}")
+    return jax.tree.map(lambda x: x[member], variables), count
+
+
+def of_transformers(folder) -> bool:
+    """Whether a folder holds weights in the format of Hugging Face, by its config.json.
+
+    >>> of_transformers("no-such-folder")
+    False
+    """
+    return "model_type" in (read_json(Path(folder) / "config.json") or {})
 
 
 def checkpoints(folder: Path) -> list[Path]:

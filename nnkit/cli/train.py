@@ -131,6 +131,7 @@ def conduct(module: ModuleType, name: str, words: list[str]) -> int:
     place = Path(folder) if folder else default_folder(name, config)
     if fresh:
         place = unused(place)
+    from nnkit.cli.restored import checkpoints
     from nnkit.loop.records import claimable
 
     try:
@@ -150,7 +151,7 @@ def conduct(module: ModuleType, name: str, words: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         same = f"--folder {place} instead of --fresh" if fresh else "the same command"
-        saved = any((place / "checkpoints").glob("[0-9]*"))
+        saved = bool(checkpoints(place / "checkpoints"))
         then = "resumes from the last checkpoint" if saved else "starts anew: nothing is saved yet"
         print(f"\ninterrupted; {same} {then}", flush=True)
         return 130

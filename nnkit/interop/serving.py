@@ -14,7 +14,7 @@ import numpy as np
 from jax import export as exporting
 
 from nnkit.core.trees import paths
-from nnkit.interop.huggingface import files
+from nnkit.interop import files
 
 __all__ = ["export"]
 

@@ -39,7 +39,14 @@ from nnkit.layers.embeddings import Embed
 from nnkit.layers.feedforward import FeedForward
 from nnkit.layers.moe import MoE
 from nnkit.layers.moments import moments, normalise
-from nnkit.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from nnkit.layers.norms import (
+    BatchNorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    RMSNorm,
+    ShiftedRMSNorm,
+)
 from nnkit.layers.pooling import avg_pool, global_avg_pool, max_pool
 from nnkit.layers.positions import (
     LearnedPositions,
@@ -74,6 +81,7 @@ __all__ = [
     "MoE",
     "PReLU",
     "RMSNorm",
+    "ShiftedRMSNorm",
     "RelativeBias",
     "SpectralNorm",
     "Stacked",

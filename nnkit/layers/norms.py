@@ -20,6 +20,7 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "RMSNorm",
+    "ShiftedRMSNorm",
     "SpectralNorm",
     "WeightNorm",
     "moments",
@@ -271,6 +272,41 @@ class RMSNorm(nn.Module):
         y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
         if scale is not None:
             y = y * jnp.reshape(scale, (1,) * (x.ndim - 1) + shape).astype(y.dtype)
+        return y.astype(x.dtype)
+
+
+class ShiftedRMSNorm(nn.Module):
+    """RMS norm whose parameter is the distance of the scale from 1, as Gemma keeps it.
+
+    y = (1 + scale) x / sqrt(mean(x^2) + epsilon) over the last axis, in float32 or wider. Keeping
+    the distance loses no bit of small scales: in bfloat16, 1 + 0.001 is 1.
+
+    Args:
+      epsilon: added to the mean square.
+
+    Call: x [... d] -> [... d]; param "scale", which starts from 0.
+
+    Raises:
+      TypeError: if x is no floats.
+      ValueError: if epsilon is not > 0, x is a scalar or has other features than the weights.
+
+    >>> y, params = ShiftedRMSNorm().init_with_output(jax.random.key(0), jnp.array([[3.0, 3.0]]))
+    >>> y.round(3), params["params"]["scale"]
+    (Array([[1., 1.]], dtype=float32), Array([0., 0.], dtype=float32))
+
+    Gemma Team, arXiv:2403.08295, section 2; Zhang & Sennrich, arXiv:1910.07467, eq. 4.
+    """
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x):
+        x = _checked(self, x, 1, "[... d]")
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.zeros, shape)
+        y = wide(x)
+        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        y = y * (1 + jnp.reshape(scale, (1,) * (x.ndim - 1) + shape).astype(y.dtype))
         return y.astype(x.dtype)
 
 

@@ -1,8 +1,7 @@
 """The decoder: GPT-2, and what it has become (RMS norm, RoPE, grouped queries, SwiGLU, experts).
 
 Radford et al. 2019 (GPT-2); Touvron et al., arXiv:2307.09288 (Llama 2). One block, whose parts are
-fields. Differs from them: `zero_init` lets every block start as the identity; norms of Gemma store
-their scale itself, not scale - 1.
+fields. Differs from them: `zero_init` lets every block start as the identity.
 
     size              width  depth  heads (keys)  hidden   length      parameters
     nanogpt-cpu         128      4      4            512       64          804,096  (65 tokens)
@@ -39,7 +38,7 @@ from nnkit.layers.drop import Dropout
 from nnkit.layers.embeddings import Embed
 from nnkit.layers.feedforward import FeedForward
 from nnkit.layers.moe import MoE
-from nnkit.layers.norms import LayerNorm, RMSNorm
+from nnkit.layers.norms import LayerNorm, RMSNorm, ShiftedRMSNorm
 from nnkit.layers.positions import LearnedPositions, alibi
 from nnkit.models.fields import divides, pick
 from nnkit.models.tokens import fits, places
@@ -66,6 +65,7 @@ _NANO = {"norm": partial(LayerNorm, use_bias=False), "activation": gelu, "use_bi
 _QWEN = {**_LLAMA, "rope": 1e6, "epsilon": 1e-6, "tied": True}
 _GEMMA = {
     **_LLAMA,
+    "norm": ShiftedRMSNorm,
     "activation": gelu_tanh,
     "epsilon": 1e-6,
     "tied": True,

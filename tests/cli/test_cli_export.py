@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,8 @@ import numpy as np
 import pytest
 from jax import export as exporting
 
-from nnkit.cli.export import _inputs
 from nnkit.cli.main import main
-from nnkit.cli.restored import NotRestored, restored
+from nnkit.cli.restored import NotRestored, inputs, restored
 from nnkit.interop import huggingface
 from nnkit.models import BERT, EncDec, TextCNN
 
@@ -189,9 +189,11 @@ def test_inputs_by_the_names_of_a_batch():
     tokens, mask = np.zeros((2, 4), np.int32), np.ones((2, 4), bool)
     pairs = {"source": tokens, "target": tokens, "source_mask": mask, "target_mask": mask}
     model = EncDec(vocabulary=5, width=4, depth=1, heads=1, head_dim=4, hidden=4)
-    assert sorted(_inputs(model, pairs, "run")) == ["source", "source_mask", "target_in"]
+    of = lambda batch: SimpleNamespace(train=[batch])
+    assert sorted(inputs(of(pairs), model, "run")) == ["source", "source_mask", "target_in"]
     words = {"tokens": tokens, "token_mask": mask, "labels": tokens}
-    assert sorted(_inputs(BERT(vocabulary=5), words, "run")) == ["mask", "tokens"]
-    assert "tokens" in _inputs(TextCNN.from_size("rand", vocabulary=5), {"x": tokens}, "run")
+    assert sorted(inputs(of(words), BERT(vocabulary=5), "run")) == ["mask", "tokens"]
+    cnn = TextCNN.from_size("rand", vocabulary=5)
+    assert "tokens" in inputs(of({"x": tokens}), cnn, "run")
     with pytest.raises(NotRestored, match=r"is called with 'target_in', but its batches have"):
-        _inputs(model, {"source": tokens}, "run")
+        inputs(of({"source": tokens}), model, "run")

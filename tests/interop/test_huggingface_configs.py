@@ -6,7 +6,6 @@ import jax
 import pytest
 
 from nnkit.interop.huggingface.families import described, expected, model_of
-from nnkit.interop.huggingface.gemma import ShiftedRMSNorm
 from nnkit.interop.huggingface.names import rules
 from nnkit.models import BERT, GPT, EncDec, ViT
 
@@ -177,7 +176,7 @@ PUBLISHED = {  # name: (config.json, our model)
             "vocab_size": 256000,
             **RUN,
         },
-        GPT.from_size("gemma2-2b", norm=ShiftedRMSNorm),
+        GPT.from_size("gemma2-2b"),
     ),
     "bert-base": (
         {

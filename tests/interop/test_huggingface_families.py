@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nnkit import layers
 from nnkit.core.trees import paths
-from nnkit.interop import huggingface
-from nnkit.interop.huggingface import files
+from nnkit.interop import files, huggingface
 from nnkit.interop.huggingface.families import expected
 from nnkit.interop.huggingface.keys import IGNORABLE
 from nnkit.interop.huggingface.loading import _nested
@@ -253,7 +253,7 @@ def test_a_gpt_without_biases_is_gpt2_with_zeros(form, tmp_path):
 def test_gemma_with_plain_scales_is_written_less_one(tmp_path):
     model = GPT.from_size(
         "gemma2-2b", vocabulary=11, length=8, width=16, depth=2, heads=2, kv_heads=1, head_dim=8,
-        hidden=24, window=(4, None),
+        hidden=24, window=(4, None), norm=layers.RMSNorm,
     )  # fmt: skip
     tokens = jnp.array([[1, 2, 3, 4, 5, 6]])
     params = drawn(model)

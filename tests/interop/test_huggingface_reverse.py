@@ -13,9 +13,8 @@ from interop.torch_side import logits, opened, transformers
 from nnkit import data
 from nnkit.interop import huggingface
 from nnkit.interop.huggingface.families import expected
-from nnkit.interop.huggingface.gemma import ShiftedRMSNorm
 from nnkit.interop.huggingface.loading import _nested
-from nnkit.layers import RMSNorm, gelu_tanh, silu
+from nnkit.layers import RMSNorm, ShiftedRMSNorm, gelu_tanh, silu
 from nnkit.models import BERT, GPT, EncDec, ViT
 
 pytestmark = [

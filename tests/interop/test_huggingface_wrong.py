@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nnkit.interop import huggingface
-from nnkit.interop.huggingface import files, loading
+from nnkit.interop import files, huggingface
+from nnkit.interop.huggingface import loading
 from nnkit.interop.huggingface.families import expected, model_of
 from nnkit.layers import LayerNorm, RMSNorm, gelu
 from nnkit.models import BERT, GPT, MLP, EncDec, ViT
@@ -443,7 +443,7 @@ def test_the_report_lists_a_few_and_counts_all():
 
 def test_norms_are_told_apart():
     from nnkit.interop.huggingface.decoders import family_of
-    from nnkit.interop.huggingface.gemma import ShiftedRMSNorm
+    from nnkit.layers import ShiftedRMSNorm
 
     assert family_of(GPT(**TINY, norm=LayerNorm)) == "gpt2"
     assert family_of(GPT(**LLAMA)) == "llama"

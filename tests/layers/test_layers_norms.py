@@ -49,6 +49,7 @@ def test_definitions():
     close(run(layers.GroupNorm(2)), grouped)
     close(run(layers.GroupNorm(1)), standard(x, (1, 2, 3)))
     wide = np.asarray(x, np.float64)
+    close(run(layers.ShiftedRMSNorm()), wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6))
     close(run(layers.RMSNorm()), wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6))
 
 
@@ -211,7 +212,7 @@ def test_wrong_input():
         trained(norm, x, made, jnp.ones(3))
     with pytest.raises(ValueError, match=r"mask has shape \(4, 3\), expected the leading axes"):
         trained(norm, x, made, jnp.ones((4, 3)))
-    for norm in (layers.BatchNorm(), layers.RMSNorm(), layers.LayerNorm(use_scale=False)):
+    for norm in (layers.BatchNorm(), layers.RMSNorm(), layers.ShiftedRMSNorm()):
         made = norm.init(KEY, x)
         with pytest.raises(ValueError, match=r"x has shape \(4, 5\), expected 3 features"):
             norm.apply(made, jnp.ones((4, 5)))

@@ -182,6 +182,15 @@ def test_norms(case):
     check("norms", NORMS[case], case)
 
 
+def test_a_scale_kept_as_its_distance_from_one():
+    about, arrays = golden("norms")
+    scale = ours("norm_rms", fill("norm_rms", about["shapes"]["norm_rms"]))["scale"]
+    variables = {"params": {"scale": jnp.asarray(scale) - 1}}
+    seen, shape = part(arrays, "norm_rms/"), about["inputs"]["norm_rms"]
+    reference = f"{about['reference']} RMSNorm"
+    compare(layers.ShiftedRMSNorm(), "norm_rms", reference, variables, shape, seen)
+
+
 @pytest.mark.parametrize("case", [*MAPS, *GATED, *POOLS])
 def test_activations_and_pooling(case):
     about, arrays = golden("maps")

@@ -16,9 +16,8 @@ from parity import same
 from references.make_transformers import drawn
 from references.weights import part, read
 
-from nnkit.interop.huggingface.gemma import ShiftedRMSNorm
 from nnkit.interop.huggingface.names import canonical, rules
-from nnkit.layers import RMSNorm, gelu_tanh, silu
+from nnkit.layers import RMSNorm, ShiftedRMSNorm, gelu_tanh, silu
 from nnkit.models.bert import BERT
 from nnkit.models.encdec import EncDec
 from nnkit.models.gpt import GPT

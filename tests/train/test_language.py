@@ -492,13 +492,3 @@ def test_masks_that_are_none_are_named():
         nk.mask_tokens(key, jnp.ones((1, 2)), mask_id=3, vocabulary=4)
     with pytest.raises(ValueError, match=r"token_mask has shape \(2, 3\)"):
         mask(token_mask=np.ones((2, 3), bool))
-
-
-def test_a_dict_names_the_inputs_of_a_module():
-    init, apply = nk.train.pair(GPTS["rope"])
-    batch = alone()
-    x = {"tokens": batch["tokens"], "mask": batch["token_mask"]}
-    params, carry = jax.jit(init)(jax.random.key(0), x)
-    named = apply(params, carry, x, None)[0]
-    placed = apply(params, carry, (batch["tokens"], batch["token_mask"]), None)[0]
-    assert (named == placed).all()

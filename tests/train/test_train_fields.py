@@ -88,3 +88,13 @@ def test_predict_takes_the_same_names():
     np.testing.assert_allclose(found["outputs"], BATCH["tokens"] + BATCH["token_mask"])
     with pytest.raises(KeyError, match="needs 'words'"):
         nk.predict(apply, {}, {}, [BATCH], x=("words",))
+
+
+def test_a_dict_names_the_inputs_of_a_module():
+    init, apply = nk.train.pair(nk.models.GPT(13, 4, width=8, depth=1, heads=2))
+    tokens, mask = np.array([[1, 2, 3], [4, 5, 0]]), np.array([[1, 1, 1], [1, 1, 0]], bool)
+    x = {"tokens": tokens, "mask": mask}
+    params, carry = jax.jit(init)(jax.random.key(0), x)
+    named = apply(params, carry, x, None)[0]
+    placed = apply(params, carry, (tokens, mask), None)[0]
+    assert (named == placed).all()

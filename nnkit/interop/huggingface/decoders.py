@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnkit.interop.huggingface.gemma import ShiftedRMSNorm
 from nnkit.interop.huggingface.keys import Keys, activation_name
-from nnkit.layers import LayerNorm, RMSNorm
+from nnkit.layers import LayerNorm, RMSNorm, ShiftedRMSNorm
 from nnkit.models import GPT
 
 __all__ = ["architectures", "family_of", "read", "written"]

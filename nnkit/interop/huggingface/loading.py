@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnkit.core.trees import paths
-from nnkit.interop.huggingface import files, names
+from nnkit.interop import files
+from nnkit.interop.huggingface import names
 from nnkit.interop.huggingface.families import expected, fresh, model_of
 
 __all__ = ["Pretrained", "Report", "load"]

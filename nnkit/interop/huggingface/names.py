@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from nnkit.layers import ShiftedRMSNorm
+
 __all__ = ["Rule", "canonical", "copies", "ignorable", "rules"]
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "mixtral")
@@ -295,7 +297,7 @@ def rules(family: str, model, *, together: bool = False) -> list[Rule]:
             post_norm=model.post_norm,
             experts=model.experts or 0,
             together=together,
-            minus_one=family == "gemma2" and not _keeps_distance(model),
+            minus_one=family == "gemma2" and not isinstance(model.norm(), ShiftedRMSNorm),
         )
     if family == "bert":
         return bert(model.depth, classes=model.classes is not None)
@@ -303,12 +305,6 @@ def rules(family: str, model, *, together: bool = False) -> list[Rule]:
         return vit(model.depth, model.patch)
     depths = (model.depth, model.decoder_depth or model.depth)
     return t5(*depths, gated=model.gated, tied=model.tied)
-
-
-def _keeps_distance(model) -> bool:
-    from nnkit.interop.huggingface.gemma import ShiftedRMSNorm
-
-    return isinstance(model.norm(epsilon=model.epsilon), ShiftedRMSNorm)
 
 
 _BASE_DECODER = (r"^(?=(embed_tokens|layers|norm)\.)", "model.")

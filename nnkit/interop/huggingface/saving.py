@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnkit.core.trees import difference, paths
-from nnkit.interop.huggingface import files, names
+from nnkit.interop import files
+from nnkit.interop.huggingface import names
 from nnkit.interop.huggingface.card import readme
 from nnkit.interop.huggingface.families import described, expected
 

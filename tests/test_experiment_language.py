@@ -20,7 +20,7 @@ def shakespeare(data_dir, monkeypatch):
     return module
 
 
-@pytest.mark.parametrize("model", ["gpt", "lstm"])
+@pytest.mark.parametrize("model", ["gpt", pytest.param("lstm", marks=pytest.mark.nightly)])
 def test_shakespeare_learns_and_writes(shakespeare, model, tmp_path, capsys):
     config = shakespeare.Config(model=model, seeds=2, steps=8)
     (row,) = shakespeare.main(config, tmp_path / "run")
@@ -126,7 +126,7 @@ def test_what_was_read_is_where_judging_begins(sentiment):
     assert {*read} - {*begun} == {*sentiment.WORD_HEAD}
 
 
-@pytest.mark.parametrize("model", ["bert", "textcnn"])
+@pytest.mark.parametrize("model", ["bert", pytest.param("textcnn", marks=pytest.mark.nightly)])
 def test_sentences_are_judged(sentiment, model, tmp_path):
     config = sentiment.Config(model=model, seeds=2, pretrain_epochs=1, epochs=1, batch_size=32)
     rows = sentiment.main(config, tmp_path / "run")

@@ -163,7 +163,7 @@ def test_ema_0_repeat_1_and_skip_without_nan_are_the_identity():
 
 # --- the identities of the design ---
 @pytest.mark.parametrize("mask", [False, True])
-@pytest.mark.parametrize("n", [2, 4, 8, 16])
+@pytest.mark.parametrize("n", [2, 16])
 def test_accumulate_is_the_full_batch(n, mask):
     one = batch(1, mask=mask)
     params, carry = PLAIN.init(jax.random.key(KEY), one)

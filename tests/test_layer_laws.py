@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,13 +14,17 @@ from table_layers import LAYERS
 rows = pytest.mark.parametrize("name", list(LAYERS))
 
 
-def start(row):
-    """({"params": ..., ...} or {}, run(variables, inputs) -> outputs without key)."""
+@functools.cache
+def start(name):
+    """(row, {"params": ..., ...} or {}, inputs, run(variables, inputs), the same under jit)."""
+    row = LAYERS[name]
     inputs = tuple(jnp.asarray(x) for x in row.inputs)
     if not isinstance(row.call, nn.Module):
-        return {}, lambda variables, inputs: row.call(*inputs, **row.options)
-    variables = dict(row.call.init({"params": jax.random.key(0)}, *inputs, **row.options))
-    return variables, lambda variables, inputs: row.call.apply(variables, *inputs, **row.options)
+        run = lambda variables, inputs: row.call(*inputs, **row.options)
+        return row, {}, inputs, run, jax.jit(run)
+    init = jax.jit(lambda key: row.call.init({"params": key}, *inputs, **row.options))
+    run = lambda variables, inputs: row.call.apply(variables, *inputs, **row.options)
+    return row, dict(init(jax.random.key(0))), inputs, run, jax.jit(run)
 
 
 def cast(tree, dtype):
@@ -43,11 +49,9 @@ def near(a, b, tolerance=1e-5):
 
 @rows
 def test_jit_and_vmap_change_nothing(name):
-    row = LAYERS[name]
-    variables, run = start(row)
-    inputs = tuple(jnp.asarray(x) for x in row.inputs)
+    _, variables, inputs, run, fast = start(name)
     y = run(variables, inputs)
-    near(jax.jit(run)(variables, inputs), y)
+    near(fast(variables, inputs), y)
     two = jax.tree.map(lambda x: jnp.stack([x, x]), inputs)
     mapped = jax.jit(jax.vmap(run, in_axes=(None, 0)))(variables, two)
     near(jax.tree.map(lambda v: v[1], mapped), y)
@@ -55,22 +59,20 @@ def test_jit_and_vmap_change_nothing(name):
 
 @rows
 def test_examples_do_not_see_each_other(name):
-    row = LAYERS[name]
+    row, variables, inputs, _, fast = start(name)
     if not row.batched:
         pytest.skip("the first axis is not one of examples")
-    variables, run = start(row)
-    inputs = tuple(jnp.asarray(x) for x in row.inputs)
-    y = run(variables, inputs)
-    near(run(variables, tuple(x[1:] for x in inputs)), jax.tree.map(lambda v: v[1:], y))
+    another = tuple(jnp.concatenate([x[1:2], x[1:]]) for x in inputs)  # in place of the first
+    others = lambda y: jax.tree.map(lambda v: v[1:], y)
+    near(others(fast(variables, another)), others(fast(variables, inputs)))
 
 
 @rows
 def test_gradients_are_finite_differences_in_float64(name):
     """Directional derivative in all parameters and float inputs at once; forward mode agrees."""
-    row = LAYERS[name]
+    row, variables, _, run, _ = start(name)
     if not row.smooth:
         pytest.skip("not differentiable at these inputs")
-    variables, run = start(row)
     params = variables.get("params", {})
     rest = {k: v for k, v in variables.items() if k != "params"}
     host = jax.device_get((params, rest, row.inputs))
@@ -103,14 +105,12 @@ def test_gradients_are_finite_differences_in_float64(name):
 
 @rows
 def test_bfloat16_in_is_bfloat16_out_and_close(name):
-    row = LAYERS[name]
+    row, variables, inputs, _, fast = start(name)
     if not row.narrow:
         pytest.skip("it says that it computes wider")
-    variables, run = start(row)
-    inputs = tuple(jnp.asarray(x) for x in row.inputs)
-    y = run(variables, inputs)
+    y = fast(variables, inputs)
     params = cast(variables.get("params", {}), jnp.bfloat16)
-    low = run({**variables, "params": params} if variables else {}, cast(inputs, jnp.bfloat16))
+    low = fast({**variables, "params": params} if variables else {}, cast(inputs, jnp.bfloat16))
     for a, b in zip(floats(low), floats(y)):
         assert a.dtype == jnp.bfloat16
         scale = max(float(np.abs(np.asarray(b)).max()), 1e-3)
@@ -119,19 +119,16 @@ def test_bfloat16_in_is_bfloat16_out_and_close(name):
 
 @rows
 def test_train_and_evaluation_have_one_form(name):
-    row = LAYERS[name]
+    row, variables, inputs, _, fast = start(name)
     if not row.trains:
         pytest.skip("it does not take train=")
-    variables, run = start(row)
-    inputs = tuple(jnp.asarray(x) for x in row.inputs)
-    y = run(variables, inputs)
-    out, new = row.call.apply(
-        variables,
-        *inputs,
-        **{**row.options, "train": True},
-        rngs={"dropout": jax.random.key(1)},
-        mutable=[k for k in variables if k != "params"],
+    y = fast(variables, inputs)
+    options = {**row.options, "train": True}
+    mutable = [k for k in variables if k != "params"]
+    train = lambda variables, inputs, key: row.call.apply(
+        variables, *inputs, **options, rngs={"dropout": key}, mutable=mutable
     )
+    out, new = jax.jit(train)(variables, inputs, jax.random.key(1))
     assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, y)
     old = {k: v for k, v in variables.items() if k != "params"}
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(

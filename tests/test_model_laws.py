@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,55 +43,60 @@ def task(row):
     return nk.supervised(row.module, squares, x=batch(row, 1)[1])
 
 
+@functools.cache
+def started(name):
+    """(params, carry, inputs [4 ...], (params, carry, inputs) -> outputs) of a row, compiled."""
+    row = MODELS[name]
+    inputs = tuple(jnp.asarray(x) for x in row.inputs(4))
+    init, apply = nk.pair(row.module)
+    params, carry = jax.jit(init)(jax.random.key(KEY), inputs)
+    return params, carry, inputs, jax.jit(lambda p, c, x: apply(p, c, x, None))
+
+
 @rows
 def test_rows_of_a_batch_are_apart_and_intermediates_are_a_plain_dict(name):
     row = MODELS[name]
-    inputs = tuple(jnp.asarray(x) for x in row.inputs(3))
-    init, apply = nk.pair(row.module)
-    params, carry = jax.jit(init)(jax.random.key(KEY), inputs)
-    run = jax.jit(lambda p, c, x: apply(p, c, x, None))
+    params, carry, inputs, run = started(name)
     y, same = run(params, carry, inputs)
     assert nk.digest(same) == nk.digest(carry)  # evaluation leaves the carry alone
     assert all(np.isfinite(np.asarray(v)).all() for v in jax.tree.leaves(y))
     if row.apart:
-        last = jax.tree.map(lambda x: x[1:], inputs)
-        close(run(params, carry, last)[0], jax.tree.map(lambda v: v[1:], y))
+        another = jax.tree.map(lambda x: jnp.concatenate([x[1:2], x[1:]]), inputs)
+        others = lambda y: jax.tree.map(lambda v: v[1:], y)
+        close(others(run(params, carry, another)[0]), others(y))
     out, inside = jax.jit(
         lambda p, c, x: row.module.apply({"params": p, **c}, *x, intermediates=True)
     )(params, carry, inputs)
     close(out, y)
     assert type(inside) is dict
     assert all(isinstance(k, str) for k in inside)
-    assert all(np.shape(v)[:1] == (3,) for k, v in inside.items() if np.ndim(v))
-
-
-@rows
-def test_it_trains_in_bfloat16(name):
-    row = MODELS[name]
-    one, _ = batch(row, 4)
-    wide, low = task(row), nk.half(task(row))
-    params, carry = jax.jit(wide.init)(jax.random.key(KEY), one)
-    g, (new, _) = jax.jit(nk.gradient(low).grad)(params, carry, one, jax.random.key(1))
-    a, b = jax.jit(lambda p, c: [f.loss(p, c, one, None)[0].value for f in (low, wide)])(
-        params, carry
-    )
-    assert all(np.isfinite(np.asarray(v)).all() for v in jax.tree.leaves(g))
-    assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, carry)
-    np.testing.assert_allclose(a, b, rtol=0.06, atol=0.01)
+    assert all(np.shape(v)[:1] == (4,) for k, v in inside.items() if np.ndim(v))
 
 
 # One of each kind on every commit; the others by `pytest -m nightly`.
 OFTEN = ("MLP", "ResNet", "RecurrentLM", "GPT", "EncDec", "PatchTST")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.nightly])
-        for name, row in MODELS.items()
-        if row.many
-    ],
-)
+def seldom(names):
+    """Rows of these names, nightly but for one of each kind."""
+    marks = lambda name: [] if name in OFTEN else [pytest.mark.nightly]
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=marks(n)) for n in names])
+
+
+@seldom(MODELS)
+def test_it_trains_in_bfloat16(name):
+    row = MODELS[name]
+    (one, _), low = batch(row, 4), nk.half(task(row))
+    params, carry, inputs, run = started(name)
+    g, (new, _) = jax.jit(nk.gradient(low).grad)(params, carry, one, jax.random.key(1))
+    assert all(np.isfinite(np.asarray(v)).all() for v in jax.tree.leaves(g))
+    assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, carry)
+    loss = jax.jit(lambda p, c: low.loss(p, c, one, None)[0].value)(params, carry)
+    wide = squares(run(params, carry, inputs)[0], None).mean()
+    np.testing.assert_allclose(loss, wide, rtol=0.06, atol=0.01)
+
+
+@seldom([name for name, row in MODELS.items() if row.many])
 def test_an_ensemble_of_sweeps_over_devices_is_each_run_by_itself(name):
     """One program: 2 keys x 2 rates x 2 devices; each member is its recipe; none compiles again."""
     row = MODELS[name]

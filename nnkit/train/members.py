@@ -142,7 +142,7 @@ def ensemble(inner: Step, n: int, *, each: Callable = jax.vmap) -> Step:
     def update(state, batch):
         return each(lambda one: inner.update(one, batch))(state)
 
-    return Step(init, update, each(inner.weights))
+    return Step(init, update, jax.vmap(inner.weights))
 
 
 @jax.tree_util.register_dataclass
@@ -207,7 +207,8 @@ def sweep(recipe: Callable[[Any], Step], grid, *, each: Callable = jax.vmap) -> 
         return Swept(state.grid, inner), metrics
 
     def weights(state):
-        return each(lambda h, one: member(h).weights(one))(state.grid, state.inner)
+        # picks leaves out of the state, whatever `each` is: eagerly vmap compiles nothing for that
+        return jax.vmap(lambda h, one: member(h).weights(one))(state.grid, state.inner)
 
     return Step(init, update, weights)
 

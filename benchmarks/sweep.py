@@ -1,126 +1,224 @@
-"""Twenty runs as one program, against the same twenty one after another.
+"""K small networks as one program, against one after another in JAX and in torch.
 
-The recipe of experiments/digits.py: 4 learning rates x 5 seeds of an MLP with dropout. The single
-runs are given every chance: hyperparameters are traced values, so that all twenty share one
-program, compiled before the clock starts. Same batches, on the device; same number of steps.
-`spread` is what the experiment does: two cores as two devices, each with ten runs in turn.
+Every side is a process of its own that has compiled, and run once, before the clock starts; the
+sides take turns, every other round in reverse order. A side trains all K members for the same
+number of Adam updates of 64 examples, each member at its own learning rate, from random pictures
+that are in memory; what counts is members x updates per second.
 
-Run      JAX_PLATFORMS=cpu python -m benchmarks.sweep [spread | vmap | unrolled | in_turn]
-Writes   results/sweep_<how>.json; target <= 0.6
-Fails    if a loss of a member differs by more than 1e-6 from its single run's in 100 steps, or if
-         fit compiles the update other than once
+    mlp      784-128-10
+    lenet    LeNet-5: 6 and 16 channels of 5 x 5, then 120, 84, 10
+
+    together   nk.sweep, the way chosen by itself; as many host devices as cores, on CPU
+    vmap, unrolled, in_turn, spread     nk.sweep with each=
+    alone      one warm jitted update, member after member
+    torch      eager, fused Adam, member after member; benchmarks/sweep_torch.py
+
+Run      JAX_PLATFORMS=cpu python -m benchmarks.sweep
+         python -m benchmarks.sweep --models lenet --members 4 --sides together vmap alone
+         NNKIT_TORCH_PYTHON=other/bin/python, if torch lives in another environment
+Writes   results/sweep_<model>_<K>.json
+Targets  torch / together >= 4 at 16 MLPs, >= 3 at 64, >= 1 at 4 LeNets on CPU; >= 20 on a GPU
 """
 
 from __future__ import annotations
 
-import collections
-import itertools
+import argparse
+import functools
+import json
+import os
+import subprocess
 import sys
-from functools import partial
+import time
+from pathlib import Path
+from statistics import median
 
-import jax
-import numpy as np
+from benchmarks.compare import RESULTS, origin
 
-import nnkit as nk
-from benchmarks.compare import compare
-from experiments import digits
-from nnkit import data, losses, metrics, models
-
-jax.config.update("jax_num_cpu_devices", 2)
-CONFIG = digits.Config(steps=300)
-CHECKED = 100
-EACH = {
-    "spread": lambda: nk.spread(nk.mesh(run=2)),
-    "vmap": lambda: jax.vmap,
-    "unrolled": lambda: nk.unrolled,
-    "in_turn": lambda: nk.in_turn,
-}
+BATCH, BATCHES = 64, 16
+SIDES = ("together", "alone", "torch")
+WORK = {"mlp": 1600, "lenet": 160}  # members x updates in one turn of a side
 
 
-def recipe(h):
-    """One run of the experiment."""
+def updates(model: str, members: int, work: int) -> int:
+    """Updates of each member in one turn."""
+    return max(4, work // members)
+
+
+# --- the parent ---
+def child(side: str, model: str, members: int) -> subprocess.Popen:
+    """A process that runs a turn for each line it is given."""
+    here = Path(__file__).resolve().parents[1]
+    python, module = sys.executable, "benchmarks.sweep"
+    if side == "torch":
+        python, module = os.environ.get("NNKIT_TORCH_PYTHON", python), "benchmarks.sweep_torch"
+    words = [python, "-m", module, "--side", side, "--models", model, "--members", str(members)]
+    return subprocess.Popen(
+        words, cwd=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+
+
+def told(process: subprocess.Popen, line: str | None) -> dict:
+    """What a child answers to a line; None waits for its first word."""
+    if line is not None:
+        process.stdin.write(line + "\n")
+    answer = process.stdout.readline()
+    if not answer:
+        raise SystemExit(f"a side ended: {' '.join(process.args)}")
+    return json.loads(answer)
+
+
+def compared(model: str, members: int, sides: list[str], rounds: int, work: int, write: bool):
+    """Time the sides in turn; print and keep what came of it."""
+    steps = updates(model, members, work)
+    children = {side: child(side, model, members) for side in sides}
+    try:
+        said = {side: told(process, None) for side, process in children.items()}
+        seconds = {side: [] for side in sides}
+        for i in range(rounds):
+            for side in reversed(sides) if i % 2 else sides:
+                time.sleep(0.3)  # threads of the one before come to rest
+                seconds[side].append(told(children[side], str(steps))["seconds"])
+    finally:
+        for process in children.values():
+            process.stdin.close()
+            process.wait(timeout=30)
+    row = {"model": model, "members": members, "updates": steps, "batch": BATCH, "sides": said}
+    row["per_second"] = {s: members * steps / median(t) for s, t in seconds.items()}
+    first = sides[0]
+    row["ratios"] = {
+        f"{side} / {first}": spread([a / b for a, b in zip(seconds[side], seconds[first])])
+        for side in sides[1:]
+    }
+    row |= {"seconds": seconds, "origin": origin()}
+    rates = ", ".join(f"{side} {rate:,.0f}/s" for side, rate in row["per_second"].items())
+    print(f"{members} x {model}: {rates}")
+    for name, r in row["ratios"].items():
+        print(f"    {name} = {r['median']:.2f} ({r['min']:.2f} to {r['max']:.2f})")
+    print(f"    chosen: {'; '.join(said[first].get('chosen', []))}", flush=True)
+    if write:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"sweep_{model}_{members}.json").write_text(json.dumps(row, indent=1) + "\n")
+    return row
+
+
+def spread(ratios: list[float]) -> dict:
+    """Median, smallest and largest."""
+    return {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+# --- a side in JAX ---
+def network(model: str):
+    """The Linen module."""
+    import flax.linen as nn
+    import jax.numpy as jnp
+
+    from nnkit import layers, models
+
+    if model == "mlp":
+        return models.MLP((128, 10))
+
+    class LeNet(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train: bool = False):
+            x = nn.relu(layers.Conv(6, (5, 5), padding=2)(x))
+            x = nn.relu(layers.Conv(16, (5, 5), padding=0)(nn.max_pool(x, (2, 2), (2, 2))))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+            x = jnp.reshape(x, (x.shape[0], -1))
+            for width in (120, 84):
+                x = nn.relu(layers.Dense(width)(x))
+            return layers.Dense(10)(x)
+
+    return LeNet()
+
+
+def pictures(model: str) -> list[dict]:
+    """The batches, on the host."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    shape = (BATCH, 784) if model == "mlp" else (BATCH, 28, 28, 1)
+    one = lambda: {"x": rng.normal(size=shape).astype("float32"), "y": rng.integers(0, 10, BATCH)}
+    return [
+        {k: v.astype("int32") if k == "y" else v for k, v in one().items()} for _ in range(BATCHES)
+    ]
+
+
+def turns(side: str, model: str, members: int):
+    """(a function: steps -> nothing, when done; what was chosen)."""
+    import jax
     import optax
 
-    model = models.MLP(widths=(*CONFIG.widths, 10), dropout=CONFIG.dropout)
-    task = nk.supervised(model, losses.cross_entropy, accuracy=metrics.accuracy)
-    rate = optax.cosine_decay_schedule(1.0, CONFIG.steps)
-    tx = optax.adamw(lambda n: h["learning_rate"] * rate(n), weight_decay=CONFIG.weight_decay)
-    return nk.seeded(nk.step(nk.gradient(task), tx), h["seed"])
+    if side in ("together", "spread"):
+        jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    import nnkit as nk
+    from nnkit import losses
 
+    net, batches = network(model), [jax.device_put(b) for b in pictures(model)]
+    grad = nk.gradient(nk.supervised(net, losses.cross_entropy))
+    recipe = lambda h: nk.seeded(nk.step(grad, optax.adam(h["learning_rate"])), h["seed"])
+    rates = jax.numpy.geomspace(1e-4, 1e-3, members)
+    grid = {"learning_rate": rates, "seed": jax.numpy.arange(members)}
+    if side == "alone":
+        hs = [jax.tree.map(lambda x, i=i: x[i], grid) for i in range(members)]
+        init = jax.jit(lambda h: recipe(h).init(jax.random.key(0), batches[0]))
+        update = jax.jit(lambda h, s, b: recipe(h).update(s, b), donate_argnums=1)
+        states = [init(h) for h in hs]
 
-GRID = nk.train.product(learning_rate=CONFIG.learning_rates, seed=range(CONFIG.seeds))
-MEMBERS = [dict(zip(GRID, values)) for values in zip(*GRID.values())]
+        def turn(steps):
+            for i, h in enumerate(hs):
+                for t in range(steps):
+                    states[i], _ = update(h, states[i], batches[t % BATCHES])
+            jax.block_until_ready(states)
 
-
-def loop(state, update, batches):
-    """(state, [metrics of each step]), done."""
-    log = []
-    for batch in batches:
-        state, seen = update(state, batch)
-        log.append(seen)
-    return jax.block_until_ready((state, log))
-
-
-def together(step, batches):
-    """A function: steps -> (state, log) of all runs."""
-    init = jax.jit(lambda: step.init(jax.random.key(CONFIG.seed), batches[0]))
+        return turn, ["one warm program, member after member"]
+    each = {
+        "together": lambda: None,
+        "vmap": lambda: jax.vmap,
+        "unrolled": lambda: nk.unrolled,
+        "in_turn": lambda: nk.in_turn,
+        "spread": lambda: nk.spread(nk.mesh(run=len(jax.devices())), each=jax.vmap),
+    }[side]()
+    step = nk.sweep(recipe, grid, each=each)
     update = jax.jit(step.update, donate_argnums=0)
-    return lambda steps: loop(init(), update, batches[:steps])
+    held = [nk.init(step, jax.random.key(0), batches[0])]
+
+    def turn(steps):
+        for t in range(steps):
+            held[0], _ = update(held[0], batches[t % BATCHES])
+        jax.block_until_ready(held[0])
+
+    return turn, nk.chosen(step, batches[0])
 
 
-def one_by_one(batches):
-    """A function: steps -> [(state, log)] of the runs, by one program for start and update each."""
-    init = jax.jit(lambda h: recipe(h).init(jax.random.key(CONFIG.seed), batches[0]))
-    update = jax.jit(lambda h, state, b: recipe(h).update(state, b), donate_argnums=1)
-    return lambda n: [loop(init(h), partial(update, h), batches[:n]) for h in MEMBERS]
+def serve(turn, chosen: list[str]) -> None:
+    """Answer every line with the seconds of a turn."""
+    began = time.perf_counter()
+    turn(2)
+    print(json.dumps({"chosen": chosen, "compile": time.perf_counter() - began}), flush=True)
+    for line in sys.stdin:
+        began = time.perf_counter()
+        turn(int(line))
+        print(json.dumps({"seconds": time.perf_counter() - began}), flush=True)
 
 
-def differences(step, run, singles):
-    """The largest |a - b| / (1 + |b|) after CHECKED steps, of the losses on the way and weights.
-
-    Batched and single products round differently. AdamW divides by the size of the gradient, so
-    a weight whose gradient is near its eps (a pixel that is nearly always 0) may move by any share
-    of the learning rate: weights are shown, losses are held to 1e-6.
-    """
-    state, log = run(CHECKED)
-    states, logs = zip(*singles(CHECKED))
-    ours = {"losses": [m["loss"].value for m in log], "weights": step.weights(state)[0]}
-    alone = {
-        "losses": [np.stack([m["loss"].value for m in now]) for now in zip(*logs)],
-        "weights": jax.tree.map(lambda *x: np.stack(x), *(s.params for s in states)),
-    }
-    gaps = jax.tree.map(lambda a, b: np.max(np.abs(a - b) / (1 + np.abs(b))), ours, alone)
-    return {name: float(np.max(jax.tree.leaves(gap))) for name, gap in gaps.items()}
-
-
-def compilations(step, batches):
-    """{program: times compiled} during nk.fit."""
-    state, counts = nk.init(step, jax.random.key(0), batches[0]), collections.Counter()
-
-    def heard(event, seconds, fun_name="", **_):
-        if event.endswith("backend_compile_duration"):
-            counts[fun_name] += 1
-
-    jax.monitoring.register_event_duration_secs_listener(heard)
-    nk.fit(step, state, batches, steps=50, log_every=10, progress=False)
-    return dict(counts)
-
-
-def main(how="spread"):
-    train, _ = data.embedded("digits", batch_size=CONFIG.batch_size, seed=CONFIG.seed)
-    batches = [jax.device_put(b) for b in itertools.islice(train.stream(), CONFIG.steps)]
-    step = nk.sweep(recipe, GRID, each=EACH[how]())
-    singles, run = one_by_one(batches), together(step, batches)
-    gaps = differences(step, run, singles)  # compiles both sides, too
-    print(f"largest differences in {CHECKED} steps: {gaps}")
-    compiled = compilations(nk.sweep(recipe, GRID, each=EACH[how]()), batches)
-    print(f"compiled by fit: {compiled}")
-    sides = {"sweep": lambda: run(CONFIG.steps), "in turn": lambda: singles(CONFIG.steps)}
-    notes = {"steps": CONFIG.steps, "runs": len(MEMBERS), "differences": gaps}
-    compare(f"sweep_{how}", sides, rounds=5, compiled=compiled, **notes)
-    assert sum(compiled.values()) == 1, compiled
-    assert gaps["losses"] <= 1e-6, gaps
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["mlp", "lenet"], choices=tuple(WORK))
+    parser.add_argument("--members", nargs="+", type=int, help="default: 1 4 16 64; 4 LeNets")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--work", type=int, help="members x updates in one turn")
+    parser.add_argument("--dry", action="store_true", help="write no file")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.side:
+        return serve(*turns(asked.side, asked.models[0], asked.members[0]))
+    run = functools.partial(compared, sides=asked.sides, rounds=asked.rounds, write=not asked.dry)
+    for model in asked.models:
+        for members in asked.members or {"mlp": [1, 4, 16, 64], "lenet": [4]}[model]:
+            run(model, members, work=asked.work or WORK[model])
+    return None
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

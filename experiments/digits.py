@@ -60,36 +60,46 @@ def network(config: Config):
     return models.MLP(widths=(*config.widths, 10), dropout=config.dropout)
 
 
-def build(config: Config):
-    """(step, train, evaluations): 20 runs as one Step."""
-    import jax
-    import optax
-
-    from nnkit import data, losses, metrics
+def batches(config: Config):
+    """(train, {split: held out}): the rate is chosen on a part of the training data."""
+    from nnkit import data
 
     train, test = data.embedded("digits", batch_size=config.batch_size, seed=config.seed)
     train, validation = train.split(0.8, seed=config.seed)
+    return train, {"validation": validation, "test": test}
+
+
+def single(config: Config, train):
+    """(task, step, updates) of one run at the first rate; its numbers may be traced."""
+    import optax
+
+    from nnkit import losses, metrics
 
     task = nk.supervised(network(config), losses.cross_entropy, accuracy=metrics.accuracy)
-    grad = nk.gradient(task)
+    rate = optax.cosine_decay_schedule(1.0, config.steps)
+    tx = optax.adamw(
+        lambda count: config.learning_rates[0] * rate(count), weight_decay=config.weight_decay
+    )
+    return task, nk.step(nk.gradient(task), tx), config.steps
+
+
+def build(config: Config):
+    """(step, train, evaluations): 20 runs as one Step."""
+    import jax
+
+    train, held = batches(config)
+    task = single(config, train)[0]
 
     def recipe(h):
-        rate = optax.cosine_decay_schedule(1.0, config.steps)
-        tx = optax.adamw(lambda count: h["learning_rate"] * rate(count), weight_decay=h["decay"])
-        return nk.seeded(nk.step(grad, tx), h["seed"])
+        one = dataclasses.replace(config, learning_rates=(h["learning_rate"],))
+        return nk.seeded(single(one, train)[1], h["seed"])
 
-    grid = nk.product(
-        learning_rate=config.learning_rates,
-        decay=[config.weight_decay],
-        seed=range(config.seeds),
-    )
+    grid = nk.product(learning_rate=config.learning_rates, seed=range(config.seeds))
     runs = config.seeds * len(config.learning_rates)
     devices = math.gcd(runs, min(config.devices, len(jax.devices())))
     each = nk.spread(nk.mesh(run=devices))  # a member equals its single run to the last bit
-    evaluations = {
-        split: nk.evaluate(nk.stacked(task, each=each), batches, split=split)
-        for split, batches in {"validation": validation, "test": test}.items()
-    }
+    judged = nk.stacked(task, each=each)
+    evaluations = {split: nk.evaluate(judged, b, split=split) for split, b in held.items()}
     return nk.sweep(recipe, grid, each=each), train, evaluations
 
 

@@ -61,27 +61,43 @@ def network(config: Config):
     return models.ConvNet((16, 32, 64), hidden=128, dropout=0.3, norm=True)
 
 
+def batches(config: Config):
+    """(train, {split: held out})."""
+    from nnkit import data
+
+    train = data.tfds("mnist", split="train", batch_size=config.batch_size, seed=config.seed)
+    return train, {"test": data.tfds("mnist", split="test", batch_size=1000)}
+
+
+def single(config: Config, train):
+    """(task, step, updates) of one run; its numbers may be traced, which `nnkit sweep` does."""
+    import optax
+
+    from nnkit import losses, metrics
+
+    task = nk.supervised(network(config), losses.cross_entropy, accuracy=metrics.accuracy)
+    steps = config.epochs * len(train)
+    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, len(train), steps)
+    tx = optax.adamw(
+        lambda count: config.learning_rate * shape(count), weight_decay=config.weight_decay
+    )
+    return task, nk.step(nk.gradient(task), tx), steps
+
+
 def build(config: Config):
     """(step, train, evaluations): the seeds as one Step."""
     import jax
-    import optax
     from jax.sharding import PartitionSpec as P
 
-    from nnkit import data, losses, metrics
-
-    train = data.tfds("mnist", split="train", batch_size=config.batch_size, seed=config.seed)
-    test = data.tfds("mnist", split="test", batch_size=1000)
-
+    train, held = batches(config)
+    task, step, _ = single(config, train)
     # a vmapped convolution is a grouped one, which is slow on CPU: there members are unrolled
     each = jax.vmap if config.model == "mlp" else nk.unrolled
-    task = nk.supervised(network(config), losses.cross_entropy, accuracy=metrics.accuracy)
-
-    steps = config.epochs * len(train)
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, len(train), steps)
-    tx = optax.adamw(rate, weight_decay=config.weight_decay)
-    step = nk.ensemble(nk.step(nk.gradient(task), tx), config.seeds, each=each)
-    step = nk.shard(step, nk.mesh(data=config.devices), batch=P("data"))
-    return step, train, {"test": nk.evaluate(nk.stacked(task, each=each), test)}
+    step = nk.ensemble(step, config.seeds, each=each)
+    if config.devices > 1:
+        step = nk.shard(step, nk.mesh(data=config.devices), batch=P("data"))
+    judged = nk.stacked(task, each=each)
+    return step, train, {split: nk.evaluate(judged, b, split=split) for split, b in held.items()}
 
 
 def main(config: Config, folder=None):

@@ -130,26 +130,41 @@ def network(config: Config):
     }[config.model]
 
 
-def build(config: Config):
-    """(step, train, evaluations): the seeds as one Step."""
-    import jax
-    import optax
-
-    from nnkit import data, losses, metrics
+def batches(config: Config):
+    """(train, {split: held out})."""
+    from nnkit import data
 
     train, held = data.embedded("mnist1d", batch_size=config.batch_size, seed=config.seed)
     if config.split == "validation":
         train, held = train.split(0.8, seed=config.seed)
+    return train, {config.split: held}
+
+
+def single(config: Config, train):
+    """(task, step, updates) of one run; its numbers may be traced, which `nnkit sweep` does."""
+    import optax
+
+    from nnkit import losses, metrics
 
     task = nk.supervised(network(config), losses.cross_entropy, accuracy=metrics.accuracy)
     rate = config.learning_rate
     if config.decay:
-        rate = optax.cosine_decay_schedule(rate, config.steps)
+        shape = optax.cosine_decay_schedule(1.0, config.steps)
+        rate = lambda count: config.learning_rate * shape(count)
     tx = optax.adamw(rate, weight_decay=config.weight_decay)
+    return task, nk.step(nk.gradient(task), tx), config.steps
+
+
+def build(config: Config):
+    """(step, train, evaluations): the seeds as one Step."""
+    import jax
+
+    train, held = batches(config)
+    task, step, _ = single(config, train)
     each = jax.vmap  # at this size quicker than members one by one, convolutions included
-    step = nk.ensemble(nk.step(nk.gradient(task), tx), config.seeds, each=each)
-    evaluation = nk.evaluate(nk.stacked(task, each=each), held, split=config.split)
-    return step, train, {config.split: evaluation}
+    step = nk.ensemble(step, config.seeds, each=each)
+    judged = nk.stacked(task, each=each)
+    return step, train, {split: nk.evaluate(judged, b, split=split) for split, b in held.items()}
 
 
 def main(config: Config, folder=None):

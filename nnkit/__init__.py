@@ -13,8 +13,13 @@ Objectives of language models: `causal_lm`, `masked_lm` (which hides tokens by `
 `seq2seq`. A technique wraps exactly one noun, and its type says which:
 
 - Objective -> Objective: `half`, `penalised`, `frozen`, `adapt`, `stacked`
-- Gradient -> Gradient: `accumulate`, `clipped`, `sam`; `per_example`: Objective -> Gradient
-- Step -> Step: `ema`, `skip_nonfinite`, `repeat`, `seeded`, `ensemble`, `sweep`, `shard`
+- Gradient -> Gradient: `accumulate`, `averaged`, `clipped`, `sam`
+- Objective -> Gradient: `per_example`
+- Step -> Step: `ema`, `skip_nonfinite`, `repeat`, `seeded`, `ensemble`, `sweep`, `shard`, and on
+  the members of a sweep `halving`, `population`
+
+Of members: `best`, `member`, `chosen` (how they are mapped), `chunks`, `chunked` and `rounds` (as
+many at a time as fit the memory).
 
 Where things live, lowest rank first (a file imports only lower ranks):
 
@@ -23,10 +28,11 @@ Where things live, lowest rank first (a file imports only lower ranks):
     losses      per-example losses           metrics   per-example metrics, and of whole sets
     optim       schedules, masks by path, Muon: recipes on top of optax
     data        arrays, tfds, folder, table, text, tokenizers: batches with a mask, in any order
-    parallel    meshes and sharding rules
+    parallel    meshes, sharding rules, many hosts
     models      Flax Linen modules           train     objectives, gradients, steps
     checkpoint  Orbax with a manifest
     loop        init, fit, evaluate, run, the run folder
+    cost        `plan`: what a step takes on chips one does not have; operations counted
     generate    text from language models: sampling, beams, speculation
     interop     NNX modules; Hugging Face weights; programs to serve
     cli         the command `nnkit`
@@ -46,18 +52,20 @@ __version__ = "0.1.0"
 _WHERE = {
     "nnkit.core": ("Mean", "digest", "find"),
     "nnkit.train": (
-        "Gradient Objective Step accumulate adapt causal_lm clipped ema ensemble frozen gradient "
-        "half in_turn mask_tokens masked_lm objective pair penalised per_example product repeat "
-        "sam seeded seq2seq shard skip_nonfinite spread stacked step supervised sweep unrolled"
+        "Gradient Objective Step accumulate adapt averaged best causal_lm chosen chunked chunks "
+        "clipped ema ensemble frozen gradient half halving in_turn mask_tokens masked_lm member "
+        "objective pair penalised per_example population product repeat rounds sam seeded seq2seq "
+        "shard skip_nonfinite spread stacked step supervised sweep unrolled"
     ).split(),
-    "nnkit.parallel": ("mesh", "rules"),
+    "nnkit.parallel": ("hosts", "mesh", "rules"),
     "nnkit.checkpoint": ("Checkpoints",),
+    "nnkit.cost": ("plan",),
     "nnkit.loop": "check evaluate fit init predict run Run patience".split(),
 }
 _HOME = {name: home for home, names in _WHERE.items() for name in names}
 _PARTS = (
-    "checkpoint cli core data generate interop layers loop losses metrics models optim parallel "
-    "train"
+    "checkpoint cli core cost data generate interop layers loop losses metrics models optim "
+    "parallel train"
 ).split()
 _CORE = "checks keys means trees".split()
 
@@ -68,6 +76,7 @@ if TYPE_CHECKING:  # what the lazy doors below lead to, for editors and type che
         checkpoint,
         cli,
         core,
+        cost,
         data,
         generate,
         interop,
@@ -82,30 +91,40 @@ if TYPE_CHECKING:  # what the lazy doors below lead to, for editors and type che
     )
     from nnkit.checkpoint import Checkpoints
     from nnkit.core import Mean, checks, digest, find, keys, means, trees
+    from nnkit.cost import plan
     from nnkit.loop import Run, check, evaluate, fit, init, patience, predict, run
-    from nnkit.parallel import mesh, rules
+    from nnkit.parallel import hosts, mesh, rules
     from nnkit.train import (
         Gradient,
         Objective,
         Step,
         accumulate,
         adapt,
+        averaged,
+        best,
         causal_lm,
+        chosen,
+        chunked,
+        chunks,
         clipped,
         ema,
         ensemble,
         frozen,
         gradient,
         half,
+        halving,
         in_turn,
         mask_tokens,
         masked_lm,
+        member,
         objective,
         pair,
         penalised,
         per_example,
+        population,
         product,
         repeat,
+        rounds,
         sam,
         seeded,
         seq2seq,

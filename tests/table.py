@@ -122,6 +122,7 @@ OBJECTIVES = {
     "seq2seq": lambda: reading(nk.seq2seq(models.EncDec(**LM, head_dim=4, hidden=8))),
 }
 WEIGHS = {"causal_lm": 5, "masked_lm": 2, "seq2seq": 5}  # an example of these: tokens that count
+OF_DEVICES = {"averaged": nk.averaged}  # needs a named axis: tests/parallel/test_averaged.py
 OF_TOKENS = {"mask_tokens": nk.mask_tokens}  # under masked_lm, and tests/train/test_language.py
 
 # --- gradients ---
@@ -169,6 +170,11 @@ STEPS = {
     "sweep": lambda: nk.sweep(recipe, grid()),
     "sweep_unrolled": lambda: nk.sweep(recipe, grid(), each=nk.unrolled),
     "sweep_spread": lambda: nk.sweep(recipe, grid(), each=nk.spread(nk.mesh(run=4))),
+    "sweep_in_chunks": lambda: nk.sweep(recipe, grid(), each=nk.chunks(3)),
+    "halving": lambda: nk.halving(nk.sweep(recipe, grid()), every=2),
+    "population": lambda: nk.population(
+        nk.sweep(recipe, grid()), every=2, share=0.25, perturb={"learning_rate": (0.8, 1.2)}
+    ),
     "skip(sweep)": lambda: nk.skip_nonfinite(nk.sweep(recipe, grid())),
     "ensemble(sweep)": lambda: nk.ensemble(nk.sweep(recipe, grid()), 2),
     "shard": lambda: nk.shard(nk.ema(plain_step(), 0.9), nk.mesh(data=8), batch=P("data")),
@@ -179,6 +185,9 @@ STEPS = {
         nk.sweep(recipe, grid()), nk.mesh(run=8), state=nk.rules.leading("run")
     ),
 }
+
+
+# of members, by tests/train/test_members.py: nk.best, nk.member, nk.chosen, nk.chunked, nk.rounds
 
 
 def small_fsdp(path, leaf, mesh):

@@ -17,7 +17,7 @@ import nnkit as nk
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
-    "core layers losses metrics optim data parallel models train checkpoint loop generate"
+    "core layers losses metrics optim data parallel models train checkpoint loop generate cost"
 ).split()
 ALGORITHMS = "layers losses metrics models optim generate".split()
 TECHNIQUES = {"half", "clipped", "sam", "per_example", "ema", "ensemble", "patience", "interval"}
@@ -39,6 +39,8 @@ def public():
         module = importlib.import_module(f"nnkit.core.{part}")
         for name in module.__all__:
             yield pytest.param("core", name, getattr(module, name), id=f"core.{part}.{name}")
+    for name in nk.hosts.__all__:
+        yield pytest.param("parallel", name, getattr(nk.hosts, name), id=f"hosts.{name}")
     for name in nk.rules.__all__:
         yield pytest.param("parallel", name, getattr(nk.rules, name), id=f"rules.{name}")
 

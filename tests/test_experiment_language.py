@@ -35,6 +35,7 @@ def test_shakespeare_learns_and_writes(shakespeare, model, tmp_path, capsys):
     assert "--- written after 8 steps ---" in said
 
 
+@pytest.mark.nightly
 def test_a_run_with_texts_in_its_log_is_listed(shakespeare, tmp_path, capsys):
     shakespeare.main(shakespeare.Config(seeds=1, steps=4), tmp_path / "run")
     said = capsys.readouterr().out
@@ -80,7 +81,10 @@ def test_counts_of_letters_are_those_of_a_slow_count(names):
     assert names.ngram(config, 3, more)("test") == pytest.approx(np.mean(nats), rel=1e-9)
 
 
-def test_names_are_learned_and_the_run_is_evaluated_and_writes(names, tmp_path, capsys):
+def test_names_are_learned_and_the_run_is_evaluated_and_writes(
+    names, tmp_path, capsys, monkeypatch
+):
+    """`nnkit eval` and `nnkit generate`, too, on the run of an experiment with several members."""
     config = names.Config(seeds=2, steps=30, batch_size=32, width=16, depth=1, heads=2)
     model, counted = names.main(config, tmp_path / "run")
     assert max(model["losses"]) < np.log(27)
@@ -89,6 +93,12 @@ def test_names_are_learned_and_the_run_is_evaluated_and_writes(names, tmp_path, 
     assert len(found) == 7
     assert all(len(name) < names.LENGTH for name in found)
     assert " names are new, such as " in capsys.readouterr().out
+    monkeypatch.setattr("nnkit.cli.train.load", lambda name: names)
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    assert "test nats per letter" in capsys.readouterr().out
+    words = ["--prompt", "\nma", "--tokens", "5", "--member", "1"]
+    assert main(["generate", str(tmp_path / "run"), *words]) == 0
+    assert capsys.readouterr().out.startswith("\nma")
 
 
 def _params(module, config):
@@ -166,16 +176,3 @@ def test_sentences_are_translated(translation, tmp_path, capsys):
     assert [words.decode(ids[:-1]) for ids in target] == german
     assert {ids[-1] for ids in target} == {words.end}
     capsys.readouterr()
-
-
-def test_a_run_is_evaluated_and_goes_on_writing(names, tmp_path, capsys, monkeypatch):
-    """`nnkit eval` and `nnkit generate` on the run of an experiment with several members."""
-    config = names.Config(seeds=2, steps=2, batch_size=32, width=16, depth=1, heads=2)
-    names.main(config, tmp_path / "run")
-    monkeypatch.setattr("nnkit.cli.train.load", lambda name: names)
-    capsys.readouterr()
-    assert main(["eval", str(tmp_path / "run")]) == 0
-    assert "test nats per letter" in capsys.readouterr().out
-    words = ["--prompt", "\nma", "--tokens", "5", "--member", "1"]
-    assert main(["generate", str(tmp_path / "run"), *words]) == 0
-    assert capsys.readouterr().out.startswith("\nma")

@@ -63,7 +63,7 @@ def test_a_member_never_learns_from_its_fold_and_is_evaluated_on_it_alone():
         assert int(after["fold"]) == 1
 
 
-@pytest.mark.parametrize("model", ["textcnn", "encoder"])
+@pytest.mark.parametrize("model", ["textcnn", pytest.param("encoder", marks=pytest.mark.nightly)])
 def test_folds_are_members_and_cover_every_review_once(reviews, model, tmp_path, capsys):
     config = reviews.Config(model=model, **SMALL)
     network, words = reviews.main(config, tmp_path / "run")

@@ -77,9 +77,9 @@ def test_rows_of_a_batch_are_apart_and_intermediates_are_a_plain_dict(name):
 OFTEN = ("MLP", "ResNet", "RecurrentLM", "GPT", "EncDec", "PatchTST")
 
 
-def seldom(names):
+def seldom(names, often=OFTEN):
     """Rows of these names, nightly but for one of each kind."""
-    marks = lambda name: [] if name in OFTEN else [pytest.mark.nightly]
+    marks = lambda name: [] if name in often else [pytest.mark.nightly]
     return pytest.mark.parametrize("name", [pytest.param(n, marks=marks(n)) for n in names])
 
 
@@ -96,7 +96,7 @@ def test_it_trains_in_bfloat16(name):
     np.testing.assert_allclose(loss, wide, rtol=0.06, atol=0.01)
 
 
-@seldom([name for name, row in MODELS.items() if row.many])
+@seldom([name for name, row in MODELS.items() if row.many], set(OFTEN) - {"EncDec"})
 def test_an_ensemble_of_sweeps_over_devices_is_each_run_by_itself(name):
     """One program: 2 keys x 2 rates x 2 devices; each member is its recipe; none compiles again."""
     row = MODELS[name]

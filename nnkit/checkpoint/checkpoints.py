@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from nnkit.checkpoint import disk, leaves, listing, manifest
+from nnkit.checkpoint import disk, leaves, listing, manifest, processes
 from nnkit.checkpoint.background import Background
 from nnkit.checkpoint.manifest import CorruptCheckpoint
 from nnkit.checkpoint.values import data_position, json_value, number, numbers, whole
+from nnkit.parallel import hosts
 
 __all__ = ["Checkpoints", "Restored"]
 
@@ -47,6 +49,10 @@ class Checkpoints:
     is the commit. The next save waits for it. A process that ends right after `save` still commits
     it, or says why not with an exit code that is not 0 (Python 3.12.0 to 3.12.2 cannot, there
     `save` itself waits). Opening a folder only removes temporaries of processes that have died.
+
+    What was saved on any devices, by any number of processes, is restored onto any others, bit by
+    bit: every leaf goes where its target is. On many processes (`nk.hosts`) all of them make the
+    same calls of `save` and `restore`, on a folder that all see.
 
     Args:
       folder: where the checkpoints are, or will be; made by the first save.
@@ -84,7 +90,8 @@ class Checkpoints:
         self._background = Background()
         self._damaged: set[int] = set()
         self._closed = False
-        disk.sweep(self.folder)
+        if hosts.first():
+            disk.sweep(self.folder)
 
     def save(self, step: int, state, *, position=0, meta=None, metrics=None) -> None:
         """Copies the state and starts to write it; returns before it is on disk.
@@ -105,7 +112,8 @@ class Checkpoints:
           ValueError: if the saver is closed, a leaf was donated, or a metric is missing.
           TypeError: if a leaf is no array of numbers, or something is no JSON.
           FileExistsError: if the step exists with other contents.
-          NotImplementedError: if an array is spread over several hosts.
+          NotImplementedError: if an array is spread over hosts that were not joined by
+            `nk.hosts.start`, or of a dtype that Orbax has not and split over hosts.
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as saver:
@@ -117,17 +125,30 @@ class Checkpoints:
         body = {"step": whole(step), "position": data_position(position)}
         wanted = self.keep_best and self.keep_best[0]
         body |= {"meta": json_value("meta", meta), "metrics": numbers(metrics, wanted)}
-        table, arrays = leaves.snapshot(state)
-        if listing.taken(self.folder, body, table, arrays):
+        rest = self._many(body, state) if hosts.count() > 1 else self._one(body, state)
+        if rest is None:
             return
-        from orbax.checkpoint import v1 as ocp  # here: a thread at exit may not import it
 
         def work():
-            disk.commit(self.folder, ocp.save_checkpointables, body, table, arrays)
+            rest()
             self._damaged.discard(body["step"])
-            self._retain(body["step"])
+            if hosts.first():
+                self._retain(body["step"])
 
         self._background.start(f"saving step {body['step']} in {self.folder}", work)
+
+    def _one(self, body, state) -> Callable[[], None] | None:
+        """The rest of a save by this process alone; None if the step is there already."""
+        table, arrays = leaves.snapshot(state)
+        if listing.taken(self.folder, body, table, arrays):
+            return None
+        from orbax.checkpoint import v1 as ocp  # here: a thread at exit may not import it
+
+        return lambda: disk.commit(self.folder, ocp.save_checkpointables, body, table, arrays)
+
+    def _many(self, body, state) -> Callable[[], None]:
+        """The rest of a save in which all processes take part."""
+        return processes.begun(self.folder, body, state)
 
     def wait(self) -> None:
         """Returns once the save in flight is committed.
@@ -218,13 +239,15 @@ class Checkpoints:
         body = listing.read(self.folder, self._exists(self.latest() if step is None else step))
         return body | {"metrics": {k: number(x) for k, x in body["metrics"].items()}}
 
-    def restore(self, target, step: int | None = None) -> Restored:
-        """A checkpoint, every file and leaf of it checked; never cast, never partial.
+    def restore(self, target, step: int | None = None, *, under="", rename=None) -> Restored:
+        """A checkpoint, every file and leaf of it checked; never cast, partial only if asked.
 
         Args:
           target: a tree of arrays [...] or `jax.ShapeDtypeStruct`s (with shardings, if wanted) of
             the same paths, shapes and dtypes; every leaf is placed like its target.
           step: None takes the newest valid one, and warns of newer ones that are damaged.
+          under: path of the part that the target is, such as "params"; "" is the whole state.
+          rename: {saved path: path in the target} of leaves or whole parts, below `under`.
 
         Returns:
           A `Restored`.
@@ -232,28 +255,32 @@ class Checkpoints:
         Raises:
           FileNotFoundError: if there is none.
           CorruptCheckpoint: if the one asked for is damaged, or all are.
-          ValueError: if the target differs; names the first path, both sides and the remedy.
+          ValueError: if the target differs; names the first path, both sides and the remedy. If
+            `under` or `rename` names a path that was not saved.
 
-        >>> Checkpoints("no such folder").restore({"w": jnp.zeros(3)})
-        Traceback (most recent call last):
-            ...
-        FileNotFoundError: no checkpoint in ...; save one first, or give another folder
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as saver:
+        ...     saver.save(1, {"params": {"w": jnp.ones(2)}, "opt": jnp.zeros(2)})
+        ...     saver.restore({"v": jnp.zeros(2)}, under="params", rename={"w": "v"}).state
+        {'v': Array([1., 1.], dtype=float32)}
         """
         self._background.join()
+        part = (under, rename)
         if step is not None:
-            return self._load(self._exists(step), target)
+            return self._loaded(self._exists(step), target, part)
         problems = []
         valid, damaged = listing.survey(self.folder)
-        for step in sorted([*valid, *damaged], reverse=True):
+        candidates: list[int] = hosts.shared(sorted([*valid, *damaged], reverse=True))
+        for one in candidates:
             try:
-                restored = self._load(step, target)
+                restored = self._loaded(one, target, part)
             except CorruptCheckpoint as error:
-                self._damaged.add(step)
+                self._damaged.add(one)
                 problems.append(str(error))
                 continue
             if problems:
                 warnings.warn(
-                    f"restored step {step}, skipping damaged ones: {' | '.join(problems)}",
+                    f"restored step {one}, skipping damaged ones: {' | '.join(problems)}",
                     stacklevel=2,
                 )
             return restored
@@ -261,23 +288,46 @@ class Checkpoints:
             raise CorruptCheckpoint(f"no valid checkpoint: {' | '.join(problems)}")
         raise FileNotFoundError(_ABSENT.format(self.folder))
 
-    def _load(self, step: int, target) -> Restored:
+    def _loaded(self, step: int, target, part) -> Restored:
+        """The step in every process, or the same error in every process."""
+        if hosts.count() == 1:
+            return self._load(step, target, part)
+
+        def load():  # damage that one process sees counts for all
+            try:
+                return self._load(step, target, part), None
+            except CorruptCheckpoint as error:
+                return None, str(error)
+
+        restored, damage = hosts.unanimous(load)
+        for why in hosts.gathered(damage):
+            if why is not None:
+                raise CorruptCheckpoint(why)
+        return restored
+
+    def _load(self, step: int, target, part) -> Restored:
         body = listing.read(self.folder, step)
         folder = self._path(step)
-        if differs := leaves.difference(body["leaves"], target):
+        try:
+            pairs = leaves.chosen(body["leaves"], *part)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {folder}: {error}") from None
+        if differs := leaves.difference([row for _, row in pairs], target):
             raise ValueError(
                 f"checkpoint {folder}: {differs}; use the config that made it (config.json), "
                 "or another folder"
             )
         if problems := manifest.file_problems(folder, body):
             raise CorruptCheckpoint(f"checkpoint {folder}: {problems[0]}; {manifest.REMEDY}")
-        rows = {row["name"]: row for row in body["leaves"]}
-        arrays = disk.load(folder, body["leaves"])
-        placed = [
-            leaves.place(rows[name], arrays[name], want)
-            for name, (_, want) in leaves.flat(target).items()
-        ]
-        state = jax.tree.unflatten(jax.tree.structure(target), placed)
+        wanted = leaves.flat(target)
+        renamed = {saved["name"]: row for saved, row in pairs}
+        saved = [row for row, _ in pairs]
+        placed = {}
+        for row, array in disk.load(folder, saved, whole=len(saved) == len(body["leaves"])):
+            row = renamed[row["name"]]
+            placed[row["name"]] = leaves.place(row, array, wanted[row["name"]][1])
+        ordered = [placed[name] for name in wanted]
+        state = jax.tree.unflatten(jax.tree.structure(target), ordered)
         metrics = {name: number(x) for name, x in body["metrics"].items()}
         return Restored(step, state, body["position"], body["meta"], metrics)
 

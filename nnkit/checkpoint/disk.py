@@ -9,14 +9,19 @@ import re
 import shutil
 import uuid
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
 from nnkit.checkpoint import leaves, manifest
+from nnkit.parallel import hosts
 
 __all__: list[str] = []  # for this package only
 
+_TOGETHER = 2**28  # bytes read at a time
 _OURS = re.compile(r"\.(tmp|trash)-[0-9]+(-([0-9]+))?")
 _RUN = re.compile(r"[0-9a-f]{32}\n?")
 _writing: set[str] = set()  # temporaries in use by this process
@@ -32,25 +37,18 @@ def commit(folder: Path, save, body, table, arrays) -> None:
       table: the rows of the leaves.
       arrays: host copies [...] by name.
     """
-    _make(folder)
+    make(folder)
     name = f"{body['step']:08d}"
     temporary = folder / f".tmp-{body['step']}-{os.getpid()}"
     _writing.add(str(temporary))
     try:
-        _space(folder, sum(a.nbytes for a in arrays.values()))
+        space(folder, sum(a.nbytes for a in arrays.values()))
         remove(temporary)
         temporary.mkdir()
         stored = {n: leaves.encode(a) for n, a in arrays.items() if a.size}  # Orbax refuses empty
         if stored:
             save(temporary / "arrays", {"state": stored})
-        body = body | {"format": manifest.FORMAT, "run": _run(folder, temporary)}
-        body |= {"created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-        body |= {"versions": manifest.versions(), "digest": leaves.seal(table, arrays)}
-        body |= {"leaves": table, "files": manifest.file_table(temporary)}
-        manifest.write(temporary, body)
-        manifest.sync_folder(temporary)
-        os.rename(temporary, folder / name)
-        manifest.sync_folder(folder)
+        finish(temporary, folder / name, body | {"digest": leaves.seal(table, arrays)}, table)
     except BaseException:
         remove(temporary)
         raise
@@ -58,25 +56,88 @@ def commit(folder: Path, save, body, table, arrays) -> None:
         _writing.discard(str(temporary))
 
 
-def load(folder: Path, rows) -> dict[str, np.ndarray]:
-    """The arrays [...] of a checkpoint by name, as host arrays checked by their digests."""
+def finish(temporary: Path, place: Path, body, table) -> None:
+    """Writes the manifest of a checkpoint whose arrays are written, and renames it to its place."""
+    folder = place.parent
+    body = body | {"format": manifest.FORMAT, "run": _run(folder, temporary)}
+    body |= {"created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    body |= {"versions": manifest.versions()}
+    body |= {"leaves": table, "files": manifest.file_table(temporary)}
+    manifest.write(temporary, body)
+    manifest.sync_folder(temporary)
+    os.rename(temporary, place)
+    manifest.sync_folder(folder)
+
+
+def load(folder: Path, rows, whole: bool = True) -> Iterator[tuple[Any, np.ndarray]]:
+    """The rows of a checkpoint with their arrays [...] on the host, checked by their digests.
+
+    Args:
+      folder: that of the checkpoint.
+      rows: rows of its leaf table.
+      whole: whether these are all of them.
+
+    Returns:
+      An iterator over (row, array); memory is held for some hundred megabytes at a time.
+    """
+    found = groups(rows)
+    for group in found:
+        for row, array in zip(group, read(folder, group, whole and len(found) == 1)):
+            if leaves.leaf_digest(row, array) != row["sha256"]:
+                raise manifest.CorruptCheckpoint(
+                    f"checkpoint {folder}: leaf {row['path']} is not what was saved (its sha256 "
+                    f"differs); {manifest.REMEDY}"
+                )
+            yield row, array
+
+
+def groups(rows) -> list[list[Any]]:
+    """The rows in their order, cut where their bytes would be more than are held at a time."""
+    found: list[list[Any]] = []
+    held = 0
+    for row in rows:
+        size = leaves.blank(row).nbytes
+        if not found or held + size > _TOGETHER:
+            found.append([])
+            held = 0
+        found[-1].append(row)
+        held += size
+    return found
+
+
+def read(folder: Path, rows, whole: bool) -> list[np.ndarray]:
+    """The arrays [...] of some rows (`whole`: of all), read by this process alone, not checked."""
     from orbax.checkpoint import v1 as ocp
 
-    blank = {row["name"]: leaves.blank(row) for row in rows}
-    stored = {name: leaves.encode(a) for name, a in blank.items() if a.size}
+    blank = [leaves.blank(row) for row in rows]
+    stored = {row["name"]: leaves.encode(a) for row, a in zip(rows, blank) if a.size}
+    me = {jax.process_index()} if hosts.count() > 1 else None
     if stored:
-        stored = ocp.load_checkpointables(str(folder / "arrays"), {"state": stored})["state"]
-    arrays = {}
-    for row in rows:
-        name, like = row["name"], blank[row["name"]]
-        array = np.ascontiguousarray(stored.get(name, like))
-        arrays[name] = array.reshape(-1).view(like.dtype).reshape(like.shape)
-        if leaves.leaf_digest(row, arrays[name]) != row["sha256"]:
-            raise manifest.CorruptCheckpoint(
-                f"checkpoint {folder}: leaf {row['path']} is not what was saved (its sha256 "
-                f"differs); {manifest.REMEDY}"
-            )
+        with context(me, some=not whole):
+            stored = ocp.load_checkpointables(str(folder / "arrays"), {"state": stored})["state"]
+    arrays = []
+    for row, like in zip(rows, blank):
+        array = np.ascontiguousarray(stored.get(row["name"], like))
+        arrays.append(array.reshape(-1).view(like.dtype).reshape(like.shape))
     return arrays
+
+
+def context(processes: set[int] | None = None, some: bool = False):
+    """The settings of Orbax for a save or a read.
+
+    Args:
+      processes: those that take part, the least of them first; None is its default.
+      some: whether leaves that are not asked for are left out.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    found = ocp.Context()
+    if processes is not None:
+        found.multiprocessing_options.active_processes = processes
+        found.multiprocessing_options.primary_host = min(processes)
+    if some:
+        found.pytree_options.loading.partial_load = True
+    return found
 
 
 def retire(path: Path) -> None:
@@ -153,13 +214,13 @@ def _alive(pid: str | None) -> bool:
     return True
 
 
-def _make(folder: Path) -> None:
+def make(folder: Path) -> None:
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         manifest.sync_folder(folder.parent)
 
 
-def _space(folder: Path, size: int) -> None:
+def space(folder: Path, size: int) -> None:
     needed, free = int(size * 1.2), shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import urllib.parse
 from typing import Any
@@ -21,7 +22,11 @@ NATIVE |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 def escaped(path) -> str:
     """A key path of jax as a name that is unique, bounded in length and stays in its folder."""
-    parts = [jax.tree_util.keystr((entry,), simple=True) for entry in path]
+    return joined([jax.tree_util.keystr((entry,), simple=True) for entry in path])
+
+
+def joined(parts) -> str:
+    """The name of a leaf from the parts of its path."""
     quoted = [urllib.parse.quote(p, safe="").replace(".", "%2E") or "%e" for p in parts]
     name = "/".join(quoted) if quoted else "%r"
     if len(name) <= 200:
@@ -76,8 +81,9 @@ def snapshot(state) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
             continue
         if not leaf.is_fully_addressable:
             raise NotImplementedError(
-                f"leaf {path} lives on several hosts ({leaf.sharding}); checkpoints are written by "
-                "one process for now: gather it with multihost_utils.process_allgather first"
+                f"leaf {path} lives on several hosts ({leaf.sharding}), and this process knows of "
+                "no other: begin with nk.hosts.start(), or gather it with "
+                "multihost_utils.process_allgather"
             )
         if leaf.is_deleted():
             raise ValueError(
@@ -100,11 +106,18 @@ def leaf_digest(row, array: np.ndarray) -> str:
     return trees.leaf_digest(row["path"], array, "" if "scalar" in row else row["dtype"])
 
 
-def seal(table, arrays) -> str:
-    """Adds the digest of its leaf [...] to every row; returns `trees.digest` of the whole state."""
-    total = hashlib.sha256()
+def seal(table, arrays, known=()) -> str:
+    """Adds the digest of its leaf [...] to every row; returns `trees.digest` of the whole state.
+
+    Args:
+      table: the rows.
+      arrays: the leaves by name.
+      known: digests by name of leaves that are not among them.
+    """
+    total, known = hashlib.sha256(), dict(known)
     for row in table:
-        row["sha256"] = leaf_digest(row, arrays[row["name"]])
+        name = row["name"]
+        row["sha256"] = known[name] if name in known else leaf_digest(row, arrays[name])
         total.update(row["sha256"].encode())
     return total.hexdigest()
 
@@ -112,6 +125,55 @@ def seal(table, arrays) -> str:
 def encode(array: np.ndarray) -> np.ndarray:
     """A leaf [...] as Orbax can store it: as it is, or as bytes [n]."""
     return array if str(array.dtype) in NATIVE else array.reshape(-1).view(np.uint8)
+
+
+def chosen(table, under: str = "", rename=None) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The rows of a part of what was saved, under the names it is wanted by.
+
+    Args:
+      table: the rows as they were saved.
+      under: "" for all, or the path of the part, such as "params"; it is cut from the names.
+      rename: {saved path: wanted path} of leaves, or of whole parts; the longest that fits counts.
+
+    Returns:
+      Pairs (row as saved, row with the wanted name and path).
+
+    Raises:
+      ValueError: if a path of `under` or `rename` is none, or two leaves get one name.
+    """
+    cut = under.split("/") if under else []
+    ways = {tuple(old.split("/")): new.split("/") for old, new in (rename or {}).items()}
+    used, pairs, taken = set(), [], {}
+    for row in table:
+        parts = row["path"].split("/")
+        if parts[: len(cut)] != cut:
+            continue
+        parts = parts[len(cut) :]
+        if not cut and not ways:
+            pairs.append((row, row))
+            continue
+        for k in range(len(parts), 0, -1):
+            if tuple(parts[:k]) in ways:
+                used.add(tuple(parts[:k]))
+                parts = ways[tuple(parts[:k])] + parts[k:]
+                break
+        name = joined(parts) if parts else "%r"
+        if name in taken:
+            raise ValueError(
+                f"{row['path']} and {taken[name]} would both be {'/'.join(parts)!r}: rename them "
+                "to different names"
+            )
+        taken[name] = row["path"]
+        pairs.append((row, row | {"name": name, "path": "/".join(parts)}))
+    unused = ["/".join(old) for old in ways if old not in used]
+    if unused or (cut and not pairs):
+        asked = unused[0] if unused else under
+        there = sorted({"/".join(row["path"].split("/")[: asked.count("/") + 1]) for row in table})
+        near = difflib.get_close_matches(asked, there, n=1)
+        hint = f"perhaps you meant {near[0]!r}" if near else f"there are {there[:10]}"
+        what = "rename" if unused else "under"
+        raise ValueError(f"{what} names {asked!r}, which the checkpoint has not; {hint}")
+    return pairs
 
 
 def difference(table, target) -> str:
@@ -158,7 +220,10 @@ def place(row, array: np.ndarray, want) -> Any:
         return array if isinstance(want, np.ndarray) else array[()]
     sharding = getattr(want, "sharding", None)
     fixed = sharding is not None and getattr(want, "committed", True)
-    leaf = jax.device_put(array)
+    if fixed and sharding is not None and not sharding.is_fully_addressable:
+        leaf, fixed = _spread(array, want), False
+    else:
+        leaf = jax.device_put(array)
     if "key" in row:
         leaf = jax.random.wrap_key_data(leaf, impl=row["key"])
     elif fixed:
@@ -170,3 +235,12 @@ def place(row, array: np.ndarray, want) -> Any:
             "set jax_enable_x64"
         )
     return leaf
+
+
+def _spread(array: np.ndarray, want) -> jax.Array:
+    """A host array [...], whole in every process, on the devices of all.
+
+    Keys come by their data, with one axis more, which no sharding names.
+    """
+    array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+    return jax.make_array_from_callback(array.shape, want.sharding, lambda index: array[index])

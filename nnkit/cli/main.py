@@ -12,8 +12,10 @@ VERBS = {
     "demo": "train 20 runs on real handwritten digits as one program; no download",
     "train": "train EXPERIMENT [--field value]; the same command again resumes",
     "eval": "evaluate the saved weights of RUN, a run folder",
+    "sweep": "sweep EXPERIMENT --grid FIELD=VALUE,VALUE --seeds 5: a table, and who wins",
     "generate": "write text with the language model of RUN: --prompt TEXT",
     "export": "write the model of RUN into OUT, for transformers or as StableHLO",
+    "plan": "say what EXPERIMENT takes on chips one does not have: --topology v5e:4x4",
     "ls": "list the runs of a folder",
     "verify": "check every file of the checkpoints of RUN against its digest",
     "doctor": "say which versions and devices this machine has, and what is wrong",
@@ -62,7 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f"perhaps you meant {near[0]!r}" if near else f"the verbs are {', '.join(VERBS)}"
         print(f"nnkit has no verb {verb!r}; {hint}")
         return 2
-    place = {"demo": "train", "train": "train", "generate": "generate", "export": "export"}
+    place = {
+        "demo": "train",
+        "train": "train",
+        "generate": "generate",
+        "export": "export",
+        "plan": "plan",
+        "sweep": "sweep",
+    }
     place = place.get(verb, "inspect")
     try:
         module = importlib.import_module(f"nnkit.cli.{place}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import importlib.util
 import os
 import sys
@@ -65,7 +66,7 @@ def load(name: str) -> ModuleType:
 
 
 def train(words: list[str]) -> int:
-    """nnkit train EXPERIMENT [--field value] [--folder RUN] [--fresh].
+    """nnkit train EXPERIMENT [--field value] [--folder RUN] [--fresh] [--hosts].
 
     Args:
       words: the words after the verb.
@@ -79,9 +80,10 @@ def train(words: list[str]) -> int:
     """
     if not words or words[0] in ("-h", "--help"):
         known = sorted({p.stem for folder in folders() for p in folder.glob("[a-z]*.py")})
-        print("usage: nnkit train EXPERIMENT [--field value] [--folder RUN] [--fresh]")
+        print("usage: nnkit train EXPERIMENT [--field value] [--folder RUN] [--fresh] [--hosts]")
         print(f"experiments: {', '.join(known)}, or a file.py")
-        print("nnkit train EXPERIMENT --help lists its fields")
+        print("nnkit train EXPERIMENT --help lists its fields; --hosts joins the other hosts of")
+        print("a cluster, where the same command runs (docs/hosts)")
         return 0 if words else 2
     try:
         module = load(words[0])
@@ -125,12 +127,17 @@ def conduct(module: ModuleType, name: str, words: list[str]) -> int:
     2
     """
     try:
+        if "--hosts" in words:  # before anything else of jax
+            words = [word for word in words if word != "--hosts"]
+            importlib.import_module("nnkit.parallel.hosts").start()
         config, folder, fresh = _parsed(module, name, words)
     except SystemExit as ended:  # --help, or words that are wrong: said by tyro
         return int(ended.code or 0)
+    from nnkit.parallel import hosts
+
     place = Path(folder) if folder else default_folder(name, config)
     if fresh:
-        place = unused(place)
+        place = Path(hosts.shared(str(unused(place))))
     from nnkit.cli.restored import checkpoints
     from nnkit.loop.records import claimable
 
@@ -141,7 +148,8 @@ def conduct(module: ModuleType, name: str, words: list[str]) -> int:
         return 2
     status = place / "STATUS"
     finished = status.exists() and status.read_text().strip() == "done"
-    print(f"run folder {place}", flush=True)
+    if hosts.first():
+        print(f"run folder {place}", flush=True)
     try:
         cache_programs()
         cores_as_devices(config)

@@ -13,6 +13,7 @@ from nnkit.data.folder import folder
 from nnkit.data.generated import generated
 from nnkit.data.packing import pack, pad
 from nnkit.data.scaling import standardise
+from nnkit.data.shares import Share
 from nnkit.data.table import table
 from nnkit.data.text import text
 from nnkit.data.tfds import columns, tfds
@@ -27,6 +28,7 @@ __all__ = [
     "Bytes",
     "Characters",
     "Grouped",
+    "Share",
     "Tokenizer",
     "Vocabulary",
     "Wrapped",

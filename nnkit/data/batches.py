@@ -13,6 +13,7 @@ import numpy as np
 from nnkit.core.keys import seed as checked_seed
 from nnkit.data.ahead import stack
 from nnkit.data.report import corners, fingerprint, report, text
+from nnkit.data.shares import Share
 from nnkit.data.sources import Part, order, same_shape
 
 __all__ = ["Batches", "Grouped"]
@@ -130,6 +131,11 @@ class Batches:
         return self._endless(int(start))
 
     def _endless(self, i: int):
+        for rows in self.numbers(i):
+            yield self.taken(rows)
+
+    def numbers(self, i: int) -> Iterator[np.ndarray]:
+        """The numbers [m] of the examples of batch i, i + 1, ...; m < b where an epoch ends."""
         epoch, rows = -1, np.zeros(0, np.int64)
         while True:
             if i // len(self) != epoch:
@@ -137,11 +143,11 @@ class Batches:
                 n = self.examples
                 rows = order(n, self.seed, epoch) if self.shuffle else np.arange(n)
             first = i % len(self) * self.batch_size
-            yield self._batch(rows[first : first + self.batch_size])
+            yield rows[first : first + self.batch_size]
             i += 1
 
-    def _batch(self, rows: np.ndarray, size: int | None = None) -> dict[str, np.ndarray]:
-        """The examples `rows` [m], padded to the batch size."""
+    def taken(self, rows: np.ndarray, size: int | None = None) -> dict[str, np.ndarray]:
+        """The examples `rows` [m], padded to the batch size, or to `size`."""
         size = self.batch_size if size is None else size
         batch = self.source.take(rows)
         same_shape(batch, self._rows, rows, self.name)
@@ -151,6 +157,24 @@ class Batches:
         if not (short := size - len(rows)):
             return batch
         return {k: np.pad(v, [(0, short)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
+
+    def share(self, rows) -> Share:
+        """The same rows of every batch, for one of many processes; `fit` calls it by itself.
+
+        Args:
+          rows: [m] positions in a batch, ascending.
+
+        Returns:
+          A `Share`; only these examples are read.
+
+        Raises:
+          ValueError: if the positions do not ascend, or are outside the batch.
+
+        >>> batches = nk.data.arrays(np.arange(4), batch_size=4, shuffle=False)
+        >>> next(batches.share([2, 3]).stream())["x"].tolist()
+        [2, 3]
+        """
+        return Share(self, rows)
 
     def grouped(self, k: int) -> Grouped:
         """Groups of k batches with a leading axis of steps, for a step that runs k at once.
@@ -214,7 +238,7 @@ class Batches:
         array([0, 7], dtype=int32)
         """
         rows = corners(self)
-        return None if rows is None else self._batch(rows, size=2)
+        return None if rows is None else self.taken(rows, size=2)
 
     @cached_property
     def report(self) -> dict[str, dict[str, Any]]:
@@ -240,7 +264,7 @@ class Grouped:
     The stream crosses epochs, so that m groups are exactly m k batches, none dropped or repeated.
 
     Attributes:
-      batches: the `Batches`.
+      batches: the `Batches`, or a `Share` of them.
       k: batches per group.
 
     >>> grouped = nk.data.arrays(np.arange(4), batch_size=1, shuffle=False).grouped(2)
@@ -248,7 +272,7 @@ class Grouped:
     (2, [[2], [3]])
     """
 
-    batches: Batches
+    batches: Any  # `Batches`, or a `Share` of them
     k: int
 
     def __post_init__(self):
@@ -275,6 +299,10 @@ class Grouped:
     def fingerprint(self) -> dict[str, Any]:
         """That of the batches, and k."""
         return {**self.batches.fingerprint, "grouped": int(self.k)}
+
+    def share(self, rows) -> Grouped:
+        """The same rows [m] of every batch of every group."""
+        return Grouped(self.batches.share(rows), self.k)
 
     def corners(self) -> dict[str, np.ndarray] | None:
         """As `Batches.corners`: a batch [2 ...] without the axis of steps."""

@@ -15,6 +15,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from nnkit.core.checks import sizes
+from nnkit.core.platforms import platform
 from nnkit.layers.inputs import channels, real
 from nnkit.layers.pooling import avg_pool, global_avg_pool, max_pool
 from nnkit.layers.windows import each, many, pads_of, pairs, spread
@@ -212,7 +213,7 @@ def _pieces(b: int) -> int:
     1x1 16x16x64 2.7; stride 2 1.3; depthwise 7x7 1.2; batch 512 2.1; 64 1.5; 32 1.1 to 1.2; smaller
     pieces lose (0.7).
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return 1
     return next((n for n in range(min(8, b // 16), 1, -1) if b % n == 0), 1)
 

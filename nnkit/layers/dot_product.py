@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from nnkit.core.checks import concrete
+from nnkit.core.platforms import platform
 from nnkit.layers.blockwise import blockwise
+from nnkit.layers.meshes import along, rows
 from nnkit.layers.scores import Sight, mix, scores, softmax
 
 __all__ = ["attention", "attention_weights"]
@@ -74,14 +79,63 @@ def attention(
         raise ValueError(f"implementation is {implementation!r}, expected None or one of {FORMS}")
     q, k, v, scale = _inputs(q, k, v, scale, softcap)
     sight = _sight(q, k, causal, window, mask, segments, positions, bias, offset)
+    mesh = along("sequence")
+    parts = 1 if mesh is None else mesh.shape["sequence"]
+    parts = 1 if q.shape[1] % parts or k.shape[1] % parts else parts
+    form = implementation or _form(q, k, v, softcap, parts)
+    if parts > 1:
+        return _over_devices(mesh, form, q, *_clean(k, v, mask), sight, scale, softcap)
+    if form != "xla":
+        k, v = _clean(k, v, mask)
+    return _run(form, q, k, v, sight, scale, softcap)
+
+
+def _run(form, q, k, v, sight: Sight, scale, softcap):
+    """Attention [b t h e] in one of our own forms, or that of the compiler."""
     (b, t, h, d), (g, e) = q.shape, v.shape[2:]
-    form = implementation or _form(q, k, v, softcap)
     if form == "xla":
         return _xla(q, k, v, sight, scale, softcap)
-    k, v = _clean(k, v, mask)
     run = blockwise if form == "blockwise" else _plain
-    y = run(q.reshape(b, t, g, h // g, d), k, v, sight, scale, softcap)
-    return y.reshape(b, t, h, e)
+    return run(q.reshape(b, t, g, h // g, d), k, v, sight, scale, softcap).reshape(b, t, h, e)
+
+
+def _over_devices(mesh, form, q, k, v, sight: Sight, scale, softcap):
+    """Every device attends from its part of the queries to all keys, which it gathers.
+
+    Backward the gradients of keys and values are summed and scattered. Which keys a query sees is
+    a matter of positions, which come with the part; blocks that nobody sees are not left out.
+    """
+    split = {"b": rows(mesh, q.shape[0]), "t": ("sequence",)}
+    if "tensor" in mesh.axis_names and k.shape[2] % mesh.shape["tensor"] == 0:
+        split["h"] = ("tensor",)
+
+    def spec(x, axes):  # an axis of size 1 is the same for all
+        if x is None:
+            return None
+        return PartitionSpec(*(split.get(a) if n > 1 else None for a, n in zip(axes, x.shape)))
+
+    def part(q, k, v, sight):
+        k, v = (jax.lax.all_gather(x, "sequence", axis=1, tiled=True) for x in (k, v))
+        return _run(form, q, k, v, sight, scale, softcap)
+
+    seen = dataclasses.replace(sight, start=None)
+    specs = dataclasses.replace(
+        seen,
+        q_pos=spec(sight.q_pos, "bt"),
+        k_pos=spec(sight.k_pos, "bs"),
+        q_seg=spec(sight.q_seg, "bt"),
+        k_seg=spec(sight.k_seg, "bs"),
+        pair=spec(sight.pair, "bts"),
+        bias=spec(sight.bias, "bhrts"),
+    )
+    q_spec, kv_spec = spec(q, "bthe"), PartitionSpec(*(split.get(a) for a in "bth"))
+    return jax.shard_map(
+        part,
+        mesh=mesh,
+        in_specs=(q_spec, kv_spec, kv_spec, specs),
+        out_specs=q_spec,
+        axis_names={name for names in split.values() for name in names},
+    )(q, k, v, seen)
 
 
 def attention_weights(q, k, *, scale=None, softcap=None, **sight):
@@ -123,13 +177,13 @@ def attention_weights(q, k, *, scale=None, softcap=None, **sight):
     return p.reshape(b, h, t, s)
 
 
-def _form(q, k, v, softcap) -> str:
+def _form(q, k, v, softcap, parts=1) -> str:
     """The one place that chooses: measured on CPU; on GPU and TPU the compiler's own form."""
-    t, s = q.shape[1], k.shape[1]
+    t, s = q.shape[1] // parts, k.shape[1]
     if t > 1 and t * s > LONG:
         return "blockwise"
     fits = softcap is None and k.shape == v.shape and q.dtype != jnp.float64
-    return "xla" if fits and jax.default_backend() in ("gpu", "tpu") else "plain"
+    return "xla" if fits and platform() in ("gpu", "tpu") else "plain"
 
 
 def _plain(q, k, v, sight: Sight, scale, softcap):

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nnkit.core.checks import concrete, sizes
+from nnkit.layers.meshes import batchwise, gathered
 
 __all__ = ["Embed", "rows"]
 
@@ -45,7 +46,8 @@ class Embed(nn.Module):
         self.embedding = self.param("embedding", self.embedding_init, (self.vocabulary, self.width))
 
     def __call__(self, tokens):
-        return rows(self.embedding, tokens, name="tokens", of="vocabulary")
+        table = gathered(self.embedding, vocabulary=True)
+        return batchwise(rows(table, tokens, name="tokens", of="vocabulary"))
 
     def attend(self, h):
         """Logits over the vocabulary from hidden states, with the table as the head.
@@ -70,7 +72,7 @@ class Embed(nn.Module):
                 f"h has shape {jnp.shape(h)}, expected (... {self.width}): the width of the table "
                 f"of {self.vocabulary} tokens; project h to it first"
             )
-        return jnp.einsum("...d,vd->...v", h, self.embedding)
+        return batchwise(jnp.einsum("...d,vd->...v", h, gathered(self.embedding, vocabulary=True)))
 
 
 def rows(table, ids, *, name="ids", of="table"):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from nnkit.core.checks import sizes
 from nnkit.layers.dense import Dense
 from nnkit.layers.inputs import real
+from nnkit.layers.meshes import along, rows, split
 from nnkit.layers.scores import wide
 
 __all__ = ["MoE"]
@@ -38,6 +39,12 @@ class MoE(nn.Module):
     second ones, then the order of the tokens counts; what does not fit adds 0, so put the layer on
     a residual branch. Which tokens fit depends on the whole batch.
 
+    groups cuts the tokens into as many parts of equal size, in order, that compete for room apart
+    from each other: each has a capacity of its own. Where the experts are spread over devices
+    (`rules.expert`), one group per device that shares the batch keeps routing on the device, and
+    tokens travel to their experts and back by all-to-all. Dropless then keeps room for every token
+    of a group at every expert, exact still, but experts / top_k times the work: use a capacity.
+
     Args:
       experts: number of experts.
       top_k: experts per token.
@@ -49,6 +56,7 @@ class MoE(nn.Module):
       bias_rate: None, or the step u of balancing without a loss: the experts are chosen by
         p + bias (weights stay p), and while training bias_e += u sign(mean load - load_e). The
         bias lives in the collection "balance" and is carried like batch statistics.
+      groups: number of groups, which must divide the number of tokens.
       kernel_init: of router, up and gate, for a matrix [in out].
       out_init: of down; None: kernel_init.
 
@@ -62,7 +70,8 @@ class MoE(nn.Module):
 
     Raises:
       TypeError: if x is no floats, a field is of another kind, or the mask is of floats.
-      ValueError: if top_k exceeds experts, routing is unknown, or capacity is not > 0.
+      ValueError: if top_k exceeds experts, routing is unknown, capacity is not > 0, or the groups
+        do not divide the tokens.
 
     >>> layer = MoE(experts=4, top_k=2, hidden=8, gated=True)
     >>> (y, losses), params = layer.init_with_output(jax.random.key(0), jnp.ones((1, 3, 4)))
@@ -71,7 +80,8 @@ class MoE(nn.Module):
 
     Shazeer et al., arXiv:1701.06538; Fedus et al., arXiv:2101.03961, eq. 4 to 6; z-loss: Zoph et
     al., arXiv:2202.08906, eq. 5; Jiang et al., arXiv:2401.04088; bias: Wang et al.,
-    arXiv:2408.15664, algorithm 1; blocks: Gale et al., arXiv:2211.15841.
+    arXiv:2408.15664, algorithm 1; blocks: Gale et al., arXiv:2211.15841; groups: Lepikhin et al.,
+    arXiv:2006.16668, algorithm 1.
     """
 
     experts: int
@@ -82,6 +92,7 @@ class MoE(nn.Module):
     gated: bool = False
     routing: str = "mixtral"
     bias_rate: float | None = None
+    groups: int = 1
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     out_init: nn.initializers.Initializer | None = None
 
@@ -104,8 +115,11 @@ class MoE(nn.Module):
         if bias is not None and rate is not None and train and not self.is_initializing():
             error = jax.lax.stop_gradient(losses["load"].mean() - losses["load"])
             bias.value = bias.value + rate * jnp.sign(error).astype(jnp.float32)
-        slots, owner, size = _places(chosen, here, self.experts, self.capacity)
-        y, missed = self._run(x, slots, owner, size, weights)
+        if self.groups > 1 or along("expert"):
+            y, missed = self._apart(x, chosen, here, weights)
+        else:
+            slots, owner, size = _places(chosen, here, self.experts, self.capacity)
+            y, missed = self._run(x, slots, owner, size, weights)
         if here is not None:
             missed = missed & here[:, None]
         losses["dropped"] = missed.sum().astype(p.dtype) / _count(here, chosen, p.dtype)
@@ -116,7 +130,10 @@ class MoE(nn.Module):
         by = jax.lax.stop_gradient(p)
         if bias is not None:
             by = by + bias.value.astype(p.dtype)[None]
-        chosen = jax.lax.top_k(by, self.top_k)[1]
+        if along("expert"):  # the compiler cannot split top_k, it can split a sort
+            chosen = jnp.argsort(-by, axis=-1, stable=True)[:, : self.top_k]
+        else:
+            chosen = jax.lax.top_k(by, self.top_k)[1]
         weights = jnp.take_along_axis(p, chosen, axis=-1)
         if self.routing == "mixtral":
             weights = weights / weights.sum(-1, keepdims=True)
@@ -126,15 +143,9 @@ class MoE(nn.Module):
         """Outputs [n d] of the experts, and which choices [n k] found no slot."""
         (n, k), d = slots.shape, x.shape[-1]
         blocks = self.experts if owner is None else owner.shape[0]
-
-        def weight(name, init, rows, columns):
-            w = self.param(name, _each(init), (self.experts, rows, columns))
-            w = jnp.asarray(w).astype(x.dtype)
-            return w if owner is None else w[owner]  # [blocks rows columns]
-
-        up = weight("up", self.kernel_init, d, self.hidden)
-        gate = weight("gate", self.kernel_init, d, self.hidden) if self.gated else None
-        down = weight("down", self.out_init or self.kernel_init, self.hidden, d)
+        up, gate, down = (
+            w if owner is None or w is None else w[owner] for w in self._weights(x)
+        )  # [blocks rows columns]
         copies = jnp.broadcast_to(x[:, None], (n, k, d)).reshape(-1, d)
         rooms = jnp.zeros((blocks * size, d), x.dtype)
         rooms = rooms.at[slots.reshape(-1)].set(copies, mode="drop").reshape(blocks, size, d)
@@ -149,8 +160,63 @@ class MoE(nn.Module):
         mixed = jnp.einsum("nk,nkd->nd", weights, found.astype(weights.dtype))
         return mixed.astype(x.dtype), missed
 
+    def _weights(self, x):
+        """up, gate (or None) and down of all experts, of the dtype of x [... d]."""
+        d, first, last = x.shape[-1], self.kernel_init, self.out_init or self.kernel_init
+
+        def weight(name, init, rows, columns):
+            w = self.param(name, _each(init), (self.experts, rows, columns))
+            return jnp.asarray(w).astype(x.dtype)
+
+        up = weight("up", first, d, self.hidden)
+        gate = weight("gate", first, d, self.hidden) if self.gated else None
+        return up, gate, weight("down", last, self.hidden, d)
+
+    def _apart(self, x, chosen, here, weights):
+        """As `_run`, every group of tokens with rooms of its own at every expert: [g e s d]."""
+        (n, k), d, g, e = chosen.shape, x.shape[-1], self.groups, self.experts
+        if n % g:
+            raise ValueError(
+                f"MoE: groups={g} do not divide the {n} tokens of x; use a divisor of {n}, such as "
+                f"{max(m for m in range(1, g) if n % m == 0)}, or another batch size"
+            )
+        size = n // g
+        if self.capacity is not None:
+            size = min(math.ceil(self.capacity * k * size / e), size)
+        cut = lambda a: None if a is None else a.reshape(g, n // g, *a.shape[1:])
+        slots = jax.vmap(lambda c, h: _slots(c, h, e, size), (0, None if here is None else 0))(
+            cut(chosen), cut(here)
+        )  # [g n k]
+
+        def fill(tokens, slots):  # [n d], [n k] -> [e*s d]
+            copies = jnp.broadcast_to(tokens[:, None], (n // g, k, d)).reshape(-1, d)
+            return jnp.zeros((e * size, d), x.dtype).at[slots.reshape(-1)].set(copies, mode="drop")
+
+        rooms = jax.vmap(fill)(cut(x), slots).reshape(g, e, size, d)
+        up, gate, down = self._weights(x)
+        mesh = along("expert")
+        if mesh is not None:  # from a group on each device to an expert on each, and back
+            here_, there = rows(mesh, g), tuple(a for a in rows(mesh, g) if a != "expert")
+            rooms = split(split(rooms, here_), there, "expert")
+        h = jnp.einsum("gesd,edh->gesh", rooms, up)
+        if gate is None:
+            h = self.activation(h)
+        else:
+            h = self.activation(jnp.einsum("gesd,edh->gesh", rooms, gate)) * h
+        y = jnp.einsum("gesh,ehd->gesd", h, down)
+        if mesh is not None:
+            y = split(split(y, there, "expert"), here_)
+        missed = slots >= e * size
+        found = jax.vmap(lambda y, at: y[at])(
+            y.reshape(g, e * size, d), jnp.where(missed, 0, slots)
+        )  # [g n k d]
+        found = jnp.where(missed[..., None], 0, found).reshape(n, k, d)
+        mixed = jnp.einsum("nk,nkd->nd", weights, found.astype(weights.dtype))
+        return mixed.astype(x.dtype), missed.reshape(n, k)
+
     def _check(self, x, mask) -> None:
         sizes("MoE", experts=self.experts, top_k=self.top_k, hidden=self.hidden)
+        sizes("MoE", groups=self.groups)
         if self.top_k > self.experts:
             raise ValueError(
                 f"MoE: top_k={self.top_k} of experts={self.experts}: a token takes at most all of "
@@ -218,13 +284,6 @@ def _places(chosen, here, experts, capacity):
     Slots past the last block mean: no room. Without owners (None) block e belongs to expert e.
     """
     n, k = chosen.shape
-    ids = chosen if here is None else jnp.where(here[:, None], chosen, experts)
-    ids = ids.T.reshape(-1)  # first choices of all tokens, then second ones
-    order = jnp.argsort(ids, stable=True)
-    counts = jnp.zeros((experts + 1,), jnp.int32).at[ids].add(1)
-    first = jnp.cumsum(counts) - counts
-    rank = jnp.zeros((n * k,), jnp.int32)
-    rank = rank.at[order].set(jnp.arange(n * k, dtype=jnp.int32) - first[ids[order]])
     if capacity is None:
         size = -(-n * k // experts)
         blocks = (n * k + experts * (size - 1)) // size  # enough for any load
@@ -233,11 +292,36 @@ def _places(chosen, here, experts, capacity):
     else:
         size, owned = min(math.ceil(capacity * k * n / experts), n), False
     if not owned:
-        slots = jnp.where((rank < size) & (ids < experts), ids * size + rank, experts * size)
-        return slots.reshape(k, n).T, None, size
+        return _slots(chosen, here, experts, size), None, size
+    ids, rank, counts = _ranks(chosen, here, experts)
     needed = -(-counts[:experts] // size)
     last = jnp.cumsum(needed)
     begin = jnp.concatenate([(last - needed) * size, jnp.full((1,), blocks * size, last.dtype)])
     slots = jnp.where(ids < experts, begin[ids] + rank, blocks * size)
     owner = jnp.searchsorted(last, jnp.arange(blocks, dtype=last.dtype), side="right")
     return slots.reshape(k, n).T, jnp.minimum(owner, experts - 1), size
+
+
+def _slots(chosen, here, experts, size):
+    """A slot [n k] for every choice, with `size` of them for each expert; past the last: none."""
+    n, k = chosen.shape
+    ids, rank, _ = _ranks(chosen, here, experts)
+    slots = jnp.where((rank < size) & (ids < experts), ids * size + rank, experts * size)
+    return slots.reshape(k, n).T
+
+
+def _ranks(chosen, here, experts):
+    """Expert [k n] of a choice, how many chose it before [k n], how many in all [experts + 1].
+
+    First choices of all tokens count before second ones. Tokens not here choose expert number
+    `experts`.
+    """
+    n, k = chosen.shape
+    ids = chosen if here is None else jnp.where(here[:, None], chosen, experts)
+    ids = ids.T.reshape(-1)
+    order = jnp.argsort(ids, stable=True)
+    counts = jnp.zeros((experts + 1,), jnp.int32).at[ids].add(1)
+    first = jnp.cumsum(counts) - counts
+    rank = jnp.zeros((n * k,), jnp.int32)
+    rank = rank.at[order].set(jnp.arange(n * k, dtype=jnp.int32) - first[ids[order]])
+    return ids, rank, counts

@@ -11,6 +11,7 @@ import numpy as np
 
 from nnkit.core.checks import concrete
 from nnkit.layers.embeddings import rows
+from nnkit.layers.meshes import batchwise, gathered
 
 __all__ = ["LearnedPositions", "RelativeBias", "alibi", "rope", "sinusoidal", "sinusoidal_2d"]
 
@@ -118,7 +119,9 @@ class LearnedPositions(nn.Module):
                     "length of LearnedPositions; cut the sequence or make a longer table"
                 )
             return jnp.asarray(table)[None, :positions]  # [1 t d]
-        return rows(table, positions, name="positions", of="table of positions")
+        table = gathered(jnp.asarray(table))
+        found = rows(table, positions, name="positions", of="table of positions")
+        return batchwise(found) if found.ndim == 3 else found
 
 
 def rope(x, positions, *, theta=10000.0, interleaved=False):

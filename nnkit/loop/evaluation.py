@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from nnkit.data import prefetch
+from nnkit.loop import feeding
 from nnkit.train import Objective, pair
 from nnkit.train.nouns import expect
 
@@ -19,7 +22,8 @@ GONE = "check the path, or whether a generator was used up"
 def evaluate(objective: Objective, batches, *, split: str = "test") -> Callable:
     """A function (params, carry) -> {metric: value} over every example of a data set.
 
-    Sums are added in float64 on the host, so that sizes of any number of examples stay exact.
+    Sums are added in float64 on the host, so that sizes of any number of examples stay exact. With
+    weights on many processes each reads its share of the examples, and all get the numbers.
 
     Args:
       objective: any Objective; it is called with key=None. `stacked` gives arrays [n].
@@ -40,12 +44,20 @@ def evaluate(objective: Objective, batches, *, split: str = "test") -> Callable:
 
     expect("evaluate", objective, Objective)
 
-    @jax.jit
-    def one(params, carry, batch):
+    def metrics(params, carry, batch):
         return objective.loss(params, carry, batch, None)[1][1]
 
+    one = jax.jit(metrics)
+
+    @functools.lru_cache(maxsize=4)
+    def on(mesh):  # many processes: every one of them is to have the numbers
+        return jax.jit(metrics, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
     def whole(params, carry):
-        found = [one(params, carry, batch) for batch in prefetch(iter(batches))]
+        mesh = feeding.spanning((params, carry))
+        ahead = prefetch(iter(batches)) if mesh is None else feeding.evaluated(batches, mesh)
+        say = one if mesh is None else on(mesh)
+        found = [say(params, carry, batch) for batch in ahead]
         if not found:
             raise ValueError(f"evaluate(split={split!r}): the data gave no batch; {GONE}")
         return {"split": split, **read(*jax.device_get(found))}
@@ -115,7 +127,11 @@ def predict(
     ([3.0], [0])
     """
     _, apply = pair(model)
-    say = jax.jit(lambda params, carry, x: apply(params, carry, x, None)[0])
+    mesh = feeding.spanning((params, carry))
+    say = jax.jit(
+        lambda params, carry, x: apply(params, carry, x, None)[0],
+        out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()),
+    )
     names = x if isinstance(x, tuple) else (x,)
     rows: dict[str, list] = {}
     for batch in batches:
@@ -123,7 +139,8 @@ def predict(
             raise KeyError(
                 f"the batch has the fields {sorted(batch)}, predict(x={x!r}) needs {missing[0]!r}"
             )
-        inputs = jax.device_put(tuple(batch[name] for name in names))
+        inputs = tuple(batch[name] for name in names)
+        inputs = jax.device_put(inputs) if mesh is None else jax.device_get(inputs)
         keep = np.asarray(batch.get("mask", np.ones(len(inputs[0])))) > 0
         outputs = say(params, carry, inputs if isinstance(x, tuple) else inputs[0])
         for name, values in {"outputs": outputs, **batch}.items():

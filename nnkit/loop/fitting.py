@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
 from collections.abc import Callable, Mapping
@@ -12,10 +13,14 @@ import numpy as np
 
 from nnkit.core import trees
 from nnkit.data import prefetch
+from nnkit.loop import feeding
+from nnkit.loop.environment import code
 from nnkit.loop.evaluation import read
+from nnkit.loop.members import diverged, grid_of
 from nnkit.loop.progress import Progress
 from nnkit.loop.records import Run
-from nnkit.loop.start import advance, inspect_batch, place_of_sums, traced
+from nnkit.loop.start import advance, compiled, inspect_batch, place_of_sums, traced
+from nnkit.parallel import hosts
 from nnkit.train import Step
 from nnkit.train.nouns import expect
 
@@ -42,7 +47,8 @@ def fit(
         for i, batch in zip(range(steps), train.stream()):
             state, metrics = update(state, batch)
 
-    Logged values are means over all examples since the row before, not of the last batch.
+    Logged values are means over all examples since the row before, not of the last batch. On many
+    processes (`nk.hosts`) each reads its rows of every batch, and process 0 writes.
 
     Args:
       step: any Step.
@@ -61,7 +67,9 @@ def fit(
       (state, rows): rows are dicts with step, time (s) and values (float, or [n] for members).
 
     Raises:
-      ValueError: if there is nothing to do: no step, no batch, or data that end too early.
+      ValueError: if there is nothing to do: no step, no batch, or data that end too early; if
+        processes do not agree on configuration, code, data or step, or the state is on one only.
+      ConnectionError: if another process has gone; names it.
       FloatingPointError: if the loss is not finite (of every member, if there are several).
 
     >>> task = nk.objective(lambda key, b: jnp.float32(0), lambda w, b, key: (w - b["x"]) ** 2)
@@ -75,21 +83,22 @@ def fit(
     steps = updates(steps, batches)
     plan = Plan(steps, _hooks(every), _interval(log_every, steps), stop, run)
     _alive(state)
+    _agreed(plan, state, batches)
     state, start, rows = _resumed(run, state, batches, steps, progress)
     if start >= steps or (stop is not None and rows and stop(rows)):
         return state, rows  # finished before
     _rehearse(step, state, plan)
     i, place, sums = start, place_of_sums(state), None
     update = advance(step, place)
-    with Progress(start, steps, show=progress) as bar:
+    show = progress if hosts.first() else False
+    with Progress(start, steps, show=show) as bar, hosts.together():
         book = Book(step, plan, rows, getattr(batches, "fingerprint", None), bar)
-        for i, batch in zip(range(start + 1, steps + 1), _stream(batches, start)):
+        for i, batch in zip(range(start + 1, steps + 1), _stream(step, state, batches, start)):
             if i == start + 1:
-                inspect_batch(batch)
-                form = traced(step, state, batch)[1]
+                form = _first_look(step, state, batch)
             if sums is None:
                 zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), form)
-                sums = jax.device_put(zeros, place)
+                sums = feeding.whole(zeros, place)
             state, sums = update(state, sums, batch)
             if not plan.due(i):
                 bar.update(i)
@@ -103,6 +112,7 @@ def fit(
             f"the data ended after {i} of {steps} steps; pass a re-iterable such as a list or a "
             "Batches, or fewer steps"
         )
+    _report(rows, state, show)
     if run is not None:
         run.checkpoints.wait()
         run.mark("done")
@@ -159,7 +169,8 @@ class Book:
             if found is not None:
                 self._put(i, found)
         stop, run = self.plan.stop, self.plan.run
-        self.stopped = bool(hooks and stop is not None and stop(self.rows))
+        if hooks and stop is not None:  # times differ: one process decides for all
+            self.stopped = hosts.shared(bool(stop(self.rows)))
         if run is not None and (self.stopped or self.plan.saves(i)):
             run.save(i, state, self.rows, self.fingerprint)
 
@@ -206,7 +217,7 @@ def _resumed(run: Run | None, state, batches, steps: int, progress):
     state, start, rows = run.resume(state, getattr(batches, "fingerprint", None))
     if start < steps and run.status != "done":
         run.mark("running")
-    if 0 < start < steps and progress is not False:
+    if 0 < start < steps and progress is not False and hosts.first():
         print(f"resuming {run.folder} at step {start:,} of {steps:,}", flush=True)
     return state, start, rows
 
@@ -247,8 +258,40 @@ def _hooks(every) -> list[tuple[int, Callable]]:
     return found
 
 
-def _stream(batches, start):
+def _agreed(plan: Plan, state, batches) -> None:
+    """On many processes: the state is on all of them, and they were started alike."""
+    if hosts.count() == 1:
+        return
+    if feeding.spanning(state) is None:
+        n = jax.device_count()
+        raise ValueError(
+            f"the state is on the devices of this process only, and there are {hosts.count()} "
+            f"processes, which would all train the same: spread the step over all {n} devices by "
+            f'nk.shard(step, nk.mesh(data={n}), batch=P("data")), then init'
+        )
+    values = {"steps": plan.steps, "log_every": plan.log_every, **code()}
+    values["hooks"] = [n for n, _ in plan.hooks]
+    if plan.run is not None:
+        values |= {"config": plan.run.hash, "save_every": plan.run.save_every}
+    values |= {f"data.{k}": v for k, v in getattr(batches, "fingerprint", {}).items()}
+    hosts.agree(values)
+
+
+def _first_look(step: Step, state, batch):
+    """The shapes of the metrics of an update, once the first batch and the program are right."""
+    if hosts.count() == 1:
+        inspect_batch(batch)
+        return traced(step, state, batch)[1]
+    form = traced(step, state, batch)[1]
+    text = compiled(step).lower(state, batch).as_text()
+    hosts.agree({"program": hashlib.sha256(text.encode()).hexdigest()[:16]}, "the first update")
+    return form
+
+
+def _stream(step, state, batches, start):
     """Endless batches from number `start`, placed ahead on the device."""
+    if hosts.count() > 1:
+        return feeding.trained(step, state, batches, start)
     if hasattr(batches, "stream"):
         return prefetch(batches.stream(start))
     if iter(batches) is batches:  # a generator: it can be read once
@@ -263,7 +306,8 @@ def _finite(row, i, state) -> None:
     bad = [
         path
         for path, x in trees.paths(state)
-        if jax.numpy.issubdtype(x.dtype, np.inexact) and not np.isfinite(np.asarray(x)).all()
+        if jax.numpy.issubdtype(x.dtype, np.inexact)
+        and not all(np.isfinite(np.asarray(s.data)).all() for s in x.addressable_shards)
     ]
     where = f"first in the state at {bad[0]!r}" if bad else "the state itself is still finite"
     raise FloatingPointError(
@@ -271,6 +315,14 @@ def _finite(row, i, state) -> None:
         "model's classes, token ids outside its vocabulary, or NaN in the inputs; "
         "nk.skip_nonfinite(step) skips such batches"
     )
+
+
+def _report(rows, state, show) -> None:
+    """Say which members of a sweep diverged, if any did."""
+    last = next((row for row in reversed(rows) if "split" not in row), {})
+    said = diverged(last, grid_of(state))
+    if said and show is not False:
+        print(said, flush=True)
 
 
 def patience(metric: str, checks: int, *, mode: str, split: str = "test") -> Callable:

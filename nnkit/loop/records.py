@@ -6,6 +6,8 @@ metrics.jsonl   one JSON object per row: step, seconds, values (NaN as Python wr
 checkpoints/    state + data position, see nnkit.checkpoint
 results.json    the table that the experiment ends with
 STATUS          running | done | interrupted | failed: why
+
+On many hosts the folder is on a disk that all of them see; process 0 writes, the others read.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from nnkit.checkpoint import Checkpoints
 from nnkit.loop.environment import environment
 from nnkit.loop.tables import print_table
+from nnkit.parallel import hosts
 
 __all__ = ["Run", "canonical", "claimable"]
 
@@ -139,14 +143,20 @@ class Run:
             raise ValueError(f"save_every is {save_every!r}, expected an integer >= 1 or None")
         self.folder = Path(folder)
         self.config, self.hash = canonical({} if config is None else config)
-        claimable(self.folder, self.config)
+        told = {f"config.{k}": v for k, v in self.config.items()} | {"folder": str(folder)}
+        hosts.agree(told | {"save_every": save_every}, "the run")
+        hosts.unanimous(lambda: claimable(self.folder, self.config))
         self.experiment = experiment
         self.save_every = save_every
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._writes = hosts.first()
+        if self._writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", keep_last=keep_last, keep_best=keep_best
         )
         self._claim()
+        hosts.barrier("run folder")
+        hosts.unanimous(self._seen)
         self.restored = 0  # the step that the last `resume` went on from
         self._sessions = self._read("env.json") or []
         self._environment: dict | None = None
@@ -184,11 +194,13 @@ class Run:
                 row = json.loads(line)
             except json.JSONDecodeError:  # the line being written when the process was killed
                 break
-            rows.append({k: np.asarray(v) if isinstance(v, list) else v for k, v in row.items()})
+            rows.append(_arrays(row))
         return rows
 
     def log(self, row: Mapping) -> None:
         """Append a row to metrics.jsonl."""
+        if not self._writes:
+            return
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(_plain(row)) + "\n")
 
@@ -200,7 +212,7 @@ class Run:
         Raises:
           ValueError: if the state has another form, or the data are others.
         """
-        if not self.checkpoints.steps():
+        if not hosts.shared(bool(self.checkpoints.steps())):
             self._keep_rows(0)
             return state, 0, []
         restored = self.checkpoints.restore(state)
@@ -226,11 +238,23 @@ class Run:
 
     def conclude(self, table: list[Mapping]) -> None:
         """Print a table of results, and keep it as results.json."""
+        if not self._writes:
+            return
         print_table(table, title=f"{self.folder}")
         self._write("results.json", _plain(table))
 
+    def _seen(self) -> None:
+        """Raise unless this process sees the folder that process 0 has made."""
+        if not (self.folder / "config.json").exists():
+            raise FileNotFoundError(
+                f"{self.folder.absolute()} was made by process 0 and is not there for "
+                f"{hosts.who(jax.process_index())}: give a folder on a disk that all hosts share"
+            )
+
     def _keep_rows(self, step: int) -> list[dict]:
         rows = [row for row in self.rows() if row.get("step", 0) <= step]
+        if hosts.count() > 1:
+            rows = [_arrays(row) for row in hosts.shared([_plain(row) for row in rows])]
         text = "".join(json.dumps(_plain(row)) + "\n" for row in rows)
         self._replace("metrics.jsonl", text)
         return rows
@@ -249,12 +273,18 @@ class Run:
         self._replace(name, json.dumps(data, indent=1) + "\n")
 
     def _replace(self, name: str, text: str) -> None:
+        if not self._writes:
+            return
         temporary = self.folder / f".{name}.{os.getpid()}"
         with open(temporary, "w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.folder / name)
+
+
+def _arrays(row: Mapping) -> dict:
+    return {k: np.asarray(v) if isinstance(v, list) else v for k, v in row.items()}
 
 
 def _numeric(x) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.sharding import PartitionSpec
 
 from nnkit.core.checks import positive
 from nnkit.core.keys import seed as checked
@@ -17,7 +18,8 @@ from nnkit.loop.evaluation import evaluate
 from nnkit.loop.fitting import fit, updates
 from nnkit.loop.records import Run, claimable
 from nnkit.loop.start import compiled, init, inspect_batch
-from nnkit.train import Objective, Step, gradient, step
+from nnkit.parallel import hosts, mesh
+from nnkit.train import Objective, Step, gradient, shard, step
 from nnkit.train.nouns import expect
 
 __all__ = ["Result", "run"]
@@ -56,6 +58,8 @@ def run(
 ) -> Result:
     """check + gradient + step + init + fit + evaluate + record, in one call.
 
+    On many processes (`nk.hosts`) the examples of a batch are split over all devices.
+
     Args:
       task: an Objective.
       train: training data: a `Batches` or a re-iterable of batches [b ...].
@@ -86,12 +90,14 @@ def run(
     steps = updates(steps, train)
     schedule = optax.cosine_decay_schedule(learning_rate, steps)
     move = step(gradient(task), optax.adamw(schedule) if tx is None else tx)
+    if hosts.count() > 1:
+        move = shard(move, mesh(data=jax.device_count()), batch=PartitionSpec("data"))
     first = next(iter(train), None)
     config = {"steps": steps, "learning_rate": learning_rate, "seed": checked(seed)}
     if folder is not None and first is not None:
         claimable(folder, config := {**config, "program": _program(move, first)})
     for line in check(task, train, seed=checked(seed)):
-        if progress is not False:
+        if progress is not False and hosts.first():
             print(line)
     state = init(move, jax.random.key(seed), first)
     every = {max(1, steps // 10): evaluate(task, test)} if test is not None else None
@@ -103,7 +109,8 @@ def run(
         state, rows = fit(
             move, state, train, steps=steps, every=every, run=record, progress=progress
         )
-        if record is not None and record.restored == steps and progress is not False:
+        told = progress is not False and hosts.first()
+        if record is not None and record.restored == steps and told:
             print(f"{folder} was finished already: nothing was trained")
     params, carry = move.weights(state)
     return Result(params, carry, rows, folder)

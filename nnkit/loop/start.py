@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nnkit.core import means, trees
+from nnkit.parallel import hosts
 from nnkit.train import Step
 from nnkit.train.nouns import expect
 
@@ -20,7 +21,8 @@ def init(step: Step, key, batch):
     """The first state of a Step, made by one compiled program.
 
     Before anything is compiled the batch is looked at, and init and update are traced: a wrong
-    shape, label or field raises here, within a second, with its name.
+    shape, label or field raises here, within a second, with its name. On many processes each gives
+    the same key and the same whole batch; that they do is checked.
 
     Args:
       step: any Step.
@@ -31,7 +33,8 @@ def init(step: Step, key, batch):
       A state whose buffers nothing else uses, so that it can be donated.
 
     Raises:
-      ValueError: if the batch is empty, ragged, has NaN, or does not fit the model.
+      ValueError: if the batch is empty, ragged, has NaN, or does not fit the model, or processes
+        were given different ones.
       TypeError: if a field is not numeric, or the key is not a typed key.
 
     >>> task = nk.objective(lambda key, b: jnp.float32(0), lambda w, b, key: (w - b["x"]) ** 2)
@@ -47,7 +50,24 @@ def init(step: Step, key, batch):
     problem = trees.difference(traced(step, state, batch)[0], state)
     if problem:
         raise ValueError(f"update gives back another state than it takes: {problem}")
-    return trees.unaliased(jax.jit(step.init)(key, batch), key, batch)
+    if hosts.count() == 1:
+        begin = step.init
+        if isinstance(begin, jax.tree_util.Partial):  # a sweep: its grid is no part of the program
+            return trees.unaliased(_started(begin, key, batch), key, batch, begin)
+        return trees.unaliased(jax.jit(begin)(key, batch), key, batch)
+    # with many processes, arrays of one of them cannot enter a program of all: numpy can
+    kind = jax.random.key_impl(key)
+    batch, data = jax.device_get((batch, jax.random.key_data(key)))
+    hosts.agree({"key": data.tolist(), "batch": trees.digest(batch)}, "what init was given")
+    make = jax.jit(lambda data, batch: step.init(jax.random.wrap_key_data(data, impl=kind), batch))
+    with hosts.together():
+        return trees.unaliased(make(data, batch))
+
+
+@jax.jit
+def _started(begin, key, batch):
+    """The first state of a sweep; one compilation for every grid of the same shape."""
+    return begin(key, batch)
 
 
 def inspect_batch(batch) -> None:
@@ -89,10 +109,17 @@ def inspect_batch(batch) -> None:
         )
 
 
-@functools.lru_cache(maxsize=64)
 def compiled(step: Step):
-    """`step.update`, compiled once per Step, however often `fit` is called; donates the state."""
-    return jax.jit(step.update, donate_argnums=0)
+    """`step.update`, compiled once, however often `fit` is called; donates the state.
+
+    Sweeps by one recipe share their update, so that another grid compiles nothing.
+    """
+    return _compiled(step.update)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(update):
+    return jax.jit(update, donate_argnums=0)
 
 
 def traced(step: Step, state, batch):
@@ -107,16 +134,19 @@ def traced(step: Step, state, batch):
         raise
 
 
-@functools.lru_cache(maxsize=64)
 def advance(step: Step, place):
-    """(state, sums, batch) -> (state, sums + metrics), compiled once per Step; donates both.
+    """(state, sums, batch) -> (state, sums + metrics), compiled once; donates both.
 
     Adding inside the program costs no dispatch. The sums stay where they were put (`place`), so
     that the second call finds the shardings of the first and compiles nothing.
     """
+    return _advance(step.update, place)
 
+
+@functools.lru_cache(maxsize=64)
+def _advance(update, place):
     def move(state, sums, batch):
-        state, metrics = step.update(state, batch)
+        state, metrics = update(state, batch)
         return state, means.add(sums, metrics)
 
     if place is None:

@@ -29,6 +29,7 @@ from nnkit.layers.feedforward import FeedForward
 from nnkit.layers.norms import LayerNorm
 from nnkit.layers.positions import LearnedPositions
 from nnkit.models.fields import divides, pick
+from nnkit.models.remat import kept, known
 from nnkit.models.tokens import fits
 
 __all__ = ["BERT"]
@@ -63,6 +64,9 @@ class BERT(nn.Module):
       dropout: share set to 0 in embeddings, attention probabilities, after attention and MLP, and
         before the classifier, while training.
       epsilon: of the norms.
+      remat: None keeps all activations of a block for the backward pass; "nothing", "dots",
+        "dots_with_no_batch_dims" or "everything" says what is kept, the rest is computed again:
+        see `models.remat`.
 
     Call: (tokens [b t], mask [b t] True for real tokens, token_types [b t]), train=False ->
     [b t vocabulary], or [b classes]; with intermediates=True also a dict {"embedded": [b t width],
@@ -93,6 +97,7 @@ class BERT(nn.Module):
     activation: Callable = gelu
     dropout: float = 0.1
     epsilon: float = 1e-12
+    remat: str | Callable | None = None
 
     @classmethod
     def from_size(cls, size: str, **changes) -> BERT:
@@ -130,15 +135,20 @@ class BERT(nn.Module):
         x = LayerNorm(epsilon=self.epsilon, name="norm")(x)
         x = Dropout(self.dropout)(x, train=train)
         inside = {"embedded": x}
+        options = {"train": train, "intermediates": intermediates}
+        run = kept(
+            None if intermediates else self.remat, lambda block, x: block(x, mask, **options)
+        )
         for i in range(self.depth):
-            x, scores = Block(
+            block = Block(
                 heads=self.heads,
                 hidden=self.hidden or 4 * self.width,
                 activation=self.activation,
                 dropout=self.dropout,
                 epsilon=self.epsilon,
                 name=f"block_{i}",
-            )(x, mask, train=train, intermediates=intermediates)
+            )
+            x, scores = run(block, x)
             inside |= {f"block_{i}": x, f"attention_{i}": scores}
         inside["final"] = x
         y = self._words(x, words) if self.classes is None else self._classes(x, self.classes, train)
@@ -164,6 +174,7 @@ class BERT(nn.Module):
         if self.classes is not None:
             sizes("BERT", classes=self.classes)
         shares("BERT", dropout=self.dropout)
+        known("BERT", self.remat)
         divides("BERT", width=self.width, heads=self.heads)
         fits("BERT", tokens, length=self.length, mask=mask, token_types=token_types)
         kinds = None if token_types is None else concrete(token_types)

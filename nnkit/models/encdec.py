@@ -32,6 +32,7 @@ from nnkit.layers.feedforward import FeedForward
 from nnkit.layers.norms import RMSNorm
 from nnkit.layers.positions import RelativeBias
 from nnkit.models.fields import pick
+from nnkit.models.remat import kept, known
 from nnkit.models.tokens import fits, places, seen_places, shift_right
 
 __all__ = ["EncDec", "shift_right"]
@@ -68,6 +69,9 @@ class EncDec(nn.Module):
         branch while training.
       epsilon: of the norms.
       begin: id of the token that every target begins with, unseen; T5 has its padding, 0.
+      remat: None keeps all activations of a block for the backward pass; "nothing", "dots",
+        "dots_with_no_batch_dims" or "everything" says what is kept, the rest is computed again:
+        see `models.remat`.
 
     Call: (source [b s], target_in [b t], source_mask [b s], target_mask [b t]), train=False ->
     [b t vocabulary]; target_in is `shift_right(target, model.begin)`. With intermediates=True also
@@ -105,6 +109,7 @@ class EncDec(nn.Module):
     dropout: float = 0.1
     epsilon: float = 1e-6
     begin: int = 0
+    remat: str | Callable | None = None
 
     @classmethod
     def from_size(cls, size: str, **changes) -> EncDec:
@@ -138,6 +143,7 @@ class EncDec(nn.Module):
                 f"(0..{self.vocabulary - 1})"
             )
         shares("EncDec", dropout=self.dropout)
+        known("EncDec", self.remat)
         stack = partial(
             Stack,
             width=self.width,
@@ -150,6 +156,7 @@ class EncDec(nn.Module):
             max_distance=self.max_distance,
             dropout=self.dropout,
             epsilon=self.epsilon,
+            remat=self.remat,
         )
         self.embed = Embed(self.vocabulary, self.width, nn.initializers.normal(1.0))
         self.encoder = stack(depth=self.depth)
@@ -319,6 +326,7 @@ class Stack(nn.Module):
     dropout: float
     epsilon: float
     decodes: bool = False
+    remat: str | Callable | None = None
 
     def setup(self):
         d, inner = self.width**-0.5, self.heads * self.head_dim
@@ -373,13 +381,14 @@ class Stack(nn.Module):
             source = None if not self.decodes else encoded if cache is None else cache[f"cross_{n}"]
             if cache is not None:
                 more["cache"] = cache[f"block_{n}"]
-            x, found = block(
-                x,
-                {"mask": mask, "bias": bias, "probabilities": intermediates, **more},
-                source,
-                encoded_mask,
-                train=train,
-            )
+            given = {"mask": mask, "probabilities": intermediates, **more}
+            remat = None if intermediates or cache is not None else self.remat
+            x, found = kept(
+                remat,
+                lambda block, x, bias, source, given=given: block(
+                    x, {"bias": bias, **given}, source, encoded_mask, train=train
+                ),
+            )(block, x, bias, source)
             after[f"block_{n}"] = found.pop("cache")
             inside |= {f"block_{n}": x} | {f"{name}_{n}": p for name, p in found.items()}
         x = self.drop(self.norm(x), train=train)

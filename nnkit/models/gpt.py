@@ -41,6 +41,7 @@ from nnkit.layers.moe import MoE
 from nnkit.layers.norms import LayerNorm, RMSNorm, ShiftedRMSNorm
 from nnkit.layers.positions import LearnedPositions, alibi
 from nnkit.models.fields import divides, pick
+from nnkit.models.remat import kept, known
 from nnkit.models.tokens import fits, places
 
 __all__ = ["GPT"]
@@ -128,7 +129,12 @@ class GPT(nn.Module):
       experts: number of experts in place of the MLP, or None; top_k of them read each token.
       capacity, bias_rate: see `layers.MoE`; with a capacity tokens of a batch compete for room,
         so that a token depends on others, later ones too.
+      groups: the tokens are cut into so many groups that compete apart; see `layers.MoE`. As many
+        as devices share the batch, when the experts are spread over them.
       with_aux: outputs are (logits, {"balance": [b], "z": [b]}), so that a loss can add them.
+      remat: None keeps all activations of a block for the backward pass; "nothing", "dots",
+        "dots_with_no_batch_dims" or "everything" says what is kept, the rest is computed again:
+        see `models.remat`.
 
     Call: (tokens [b t], mask [b t] True for real tokens), segments [b t] (tokens see their own
     segment only), positions [b t] (default: real tokens counted from 0, anew in each segment),
@@ -194,7 +200,9 @@ class GPT(nn.Module):
     top_k: int = 2
     capacity: float | None = None
     bias_rate: float | None = None
+    groups: int = 1
     with_aux: bool = False
+    remat: str | Callable | None = None
 
     @classmethod
     def from_size(cls, size: str, **changes) -> GPT:
@@ -291,9 +299,10 @@ class GPT(nn.Module):
             "positions": positions,
             "bias": partial(_distance, self.heads) if self.alibi else None,
         }
+        run = self._kept({"train": train, "intermediates": intermediates}, cache)
         for i, block in enumerate(self._blocks()):
             memory = None if cache is None else cache[f"block_{i}"]
-            x, found = block(x, given, memory, train=train, intermediates=intermediates)
+            x, found = run(block, x, given, memory)
             inside |= {f"block_{i}": x, f"attention_{i}": found["attention"]}
             after[f"block_{i}"] = found["cache"]
             losses.append(found["losses"])
@@ -314,6 +323,16 @@ class GPT(nn.Module):
             y = (y, aux) if self.with_aux else y
         y = y if cache is None else (y, after)
         return (y, inside) if intermediates else y
+
+    def _kept(self, options, cache):
+        """(block, x, given, memory) -> what the block gives, computed again where remat says so."""
+        if self.remat is None or cache is not None or options["intermediates"]:
+            return lambda block, x, given, memory: block(x, given, memory, **options)
+
+        def run(block, x, given, memory):
+            return kept(self.remat, lambda block, x: block(x, given, None, **options))(block, x)
+
+        return run
 
     def _windows(self):
         """The window of every block."""
@@ -351,7 +370,7 @@ class GPT(nn.Module):
         hidden = self.hidden or 4 * self.width
         mlp = partial(FeedForward, hidden, use_bias=self.use_bias, **shape)
         if self.experts is not None:
-            rules = {"capacity": self.capacity, "bias_rate": self.bias_rate}
+            rules = {name: getattr(self, name) for name in ("capacity", "bias_rate", "groups")}
             mlp = partial(MoE, self.experts, self.top_k, hidden, **rules, **shape)
         for i in range(self.depth):
             yield Block(
@@ -364,7 +383,8 @@ class GPT(nn.Module):
             )
 
     def _check(self, tokens, mask, segments, positions, cache):
-        named = ("vocabulary", "length", "width", "depth", "heads", "top_k")
+        known("GPT", self.remat)
+        named = ("vocabulary", "length", "width", "depth", "heads", "top_k", "groups")
         sizes("GPT", **{name: getattr(self, name) for name in named})
         asked = {n: getattr(self, n) for n in ("kv_heads", "head_dim", "hidden", "experts")}
         sizes("GPT", **{name: size for name, size in asked.items() if size is not None})

@@ -105,6 +105,9 @@ def places(tokens, mask=None, segments=None, before=None):
 
     Packed texts: Krell et al., arXiv:2107.02027, section 3.2.
     """
+    if mask is None and segments is None and before is None:
+        shape = jnp.shape(tokens)
+        return jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32)[None], shape)
     real = jnp.ones(jnp.shape(tokens), jnp.int32)
     if mask is not None:
         real = jnp.asarray(mask).astype(jnp.int32)

@@ -30,6 +30,7 @@ from nnkit.layers.feedforward import FeedForward
 from nnkit.layers.norms import LayerNorm
 from nnkit.layers.positions import sinusoidal_2d
 from nnkit.models.fields import divides, pick
+from nnkit.models.remat import kept, known
 
 __all__ = ["ViT"]
 
@@ -64,6 +65,9 @@ class ViT(nn.Module):
       dropout: share of features set to 0 after positions, attention and MLP while training.
       drop_path: share of examples that skip the last block; it grows linearly from 0 at the first.
       epsilon: of the norms.
+      remat: None keeps all activations of a block for the backward pass; "nothing", "dots",
+        "dots_with_no_batch_dims" or "everything" says what is kept, the rest is computed again:
+        see `models.remat`.
 
     Call: x [b h w c], train=False -> [b classes]; with intermediates=True also a dict
     {"embedded": [b n width], "block_0": ..., "attention_0": [b heads n n] probabilities, ...,
@@ -97,6 +101,7 @@ class ViT(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     epsilon: float = 1e-6
+    remat: str | Callable | None = None
 
     @classmethod
     def from_size(cls, size: str, **changes) -> ViT:
@@ -129,8 +134,10 @@ class ViT(nn.Module):
         x = self._placed(x, rows, columns)
         x = Dropout(self.dropout)(x, train=train)
         inside = {"embedded": x}
+        options = {"train": train, "intermediates": intermediates}
+        run = kept(None if intermediates else self.remat, lambda block, x: block(x, **options))
         for i in range(self.depth):
-            x, scores = Block(
+            block = Block(
                 heads=self.heads,
                 hidden=self.hidden or 4 * self.width,
                 activation=self.activation,
@@ -138,7 +145,8 @@ class ViT(nn.Module):
                 drop_path=self.drop_path * i / max(self.depth - 1, 1),
                 epsilon=self.epsilon,
                 name=f"block_{i}",
-            )(x, train=train, intermediates=intermediates)
+            )
+            x, scores = run(block, x)
             inside |= {f"block_{i}": x, f"attention_{i}": scores}
         x = LayerNorm(epsilon=self.epsilon, name="norm")(x)
         inside["final"] = x
@@ -165,6 +173,7 @@ class ViT(nn.Module):
         named = {n: getattr(self, n) for n in ("classes", "width", "depth", "heads", "patch")}
         sizes("ViT", **named, channels=self.channels)
         shares("ViT", dropout=self.dropout, drop_path=self.drop_path)
+        known("ViT", self.remat)
         divides("ViT", width=self.width, heads=self.heads)
         sides = self.image if isinstance(self.image, tuple | list) else (self.image, self.image)
         sizes("ViT", many=True, image=sides)

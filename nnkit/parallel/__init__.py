@@ -1,6 +1,6 @@
-"""Rank 1: meshes, and rules from the path of a leaf to the axes it is split over."""
+"""Rank 1: meshes, rules from the path of a leaf to the axes it is split over, many hosts."""
 
-from nnkit.parallel import rules
+from nnkit.parallel import hosts, rules
 from nnkit.parallel.mesh import mesh
 
-__all__ = ["mesh", "rules"]
+__all__ = ["hosts", "mesh", "rules"]

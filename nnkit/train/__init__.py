@@ -1,9 +1,12 @@
 """Rank 2, the heart: Objective -> Gradient -> Step, and the techniques that wrap each."""
 
+from nnkit.train.averaging import averaged
+from nnkit.train.chunks import chunked, rounds
+from nnkit.train.each import chosen, chunks, in_turn, spread, unrolled
 from nnkit.train.gradients import Gradient, accumulate, clipped, gradient, per_example, sam
 from nnkit.train.language import causal_lm, masked_lm, seq2seq
 from nnkit.train.masking import mask_tokens
-from nnkit.train.members import ensemble, in_turn, product, spread, sweep, unrolled
+from nnkit.train.members import best, ensemble, member, product, sweep
 from nnkit.train.objectives import (
     Objective,
     adapt,
@@ -15,6 +18,7 @@ from nnkit.train.objectives import (
     stacked,
     supervised,
 )
+from nnkit.train.select import halving, population
 from nnkit.train.sharding import shard
 from nnkit.train.steps import Step, ema, repeat, seeded, skip_nonfinite, step
 
@@ -24,22 +28,31 @@ __all__ = [
     "Step",
     "accumulate",
     "adapt",
+    "averaged",
+    "best",
     "causal_lm",
+    "chosen",
+    "chunked",
+    "chunks",
     "clipped",
     "ema",
     "ensemble",
     "frozen",
     "gradient",
     "half",
+    "halving",
     "in_turn",
     "mask_tokens",
     "masked_lm",
+    "member",
     "objective",
     "pair",
     "penalised",
     "per_example",
+    "population",
     "product",
     "repeat",
+    "rounds",
     "sam",
     "seeded",
     "seq2seq",

@@ -14,6 +14,7 @@ from nnkit.core.checks import positive
 from nnkit.core.means import Mean, add, scalar
 from nnkit.train.nouns import expect
 from nnkit.train.objectives import Objective
+from nnkit.train.varying import as_varying
 
 __all__ = ["Gradient", "accumulate", "clipped", "gradient", "per_example", "sam"]
 
@@ -143,9 +144,10 @@ def accumulate(g: Gradient, n: int) -> Gradient:
             found, carry = one(carry, *xs)
             return (add(total, found), carry), None
 
-        shapes, _ = jax.eval_shape(lambda *xs: one(carry, *_first(xs)), slices, keys)
+        shapes, after = jax.eval_shape(lambda *xs: one(carry, *_first(xs)), slices, keys)
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        ((mean, metrics), carry), _ = jax.lax.scan(body, (zero, carry), (slices, keys))
+        start = as_varying((zero, carry), (shapes, after))
+        ((mean, metrics), carry), _ = jax.lax.scan(body, start, (slices, keys))
         return mean, (carry, metrics)
 
     return g._replace(grad=grad)

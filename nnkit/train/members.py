@@ -4,117 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import operator
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
 
 from nnkit.core import checks, trees
+from nnkit.train import each as ways
 from nnkit.train.nouns import expect
+from nnkit.train.reads import reads
 from nnkit.train.steps import Step
 
-__all__ = ["ensemble", "in_turn", "product", "spread", "sweep", "unrolled"]
+__all__ = ["Swept", "best", "ensemble", "member", "product", "sweep"]
 
 
-def unrolled(f: Callable) -> Callable:
-    """As `jax.vmap(f)`, but one member after another inside one program.
-
-    Faster than vmap where a batched operation is slow (a vmapped convolution is a grouped one:
-    slower on CPU); compile time and program grow with the number of members.
-
-    Args:
-      f: a function of trees of arrays.
-
-    Returns:
-      The function of trees with a leading axis [n ...].
-
-    >>> unrolled(lambda x: x * 2)(jnp.arange(3))
-    Array([0, 2, 4], dtype=int32)
-    """
-
-    def each(*args):
-        n, rows = len(jax.tree.leaves(args)[0]), trees.plain(args)
-        members = [jax.tree.map(operator.itemgetter(i), rows) for i in range(n)]
-        found = [f(*trees.keyed(one, args)) for one in members]
-        stack = jax.tree.map(lambda *x: jnp.stack(x), *map(trees.plain, found))
-        return trees.keyed(stack, found[0])
-
-    return each
-
-
-def in_turn(f: Callable) -> Callable:
-    """As `jax.vmap(f)`, but a loop on the device (`jax.lax.map`): one member's memory at a time.
-
-    Args:
-      f: a function of trees of arrays.
-
-    Returns:
-      The function of trees with a leading axis [n ...].
-
-    >>> in_turn(lambda x: x * 2)(jnp.arange(3))
-    Array([0, 2, 4], dtype=int32)
-    """
-    return lambda *args: jax.lax.map(lambda xs: f(*xs), args)
-
-
-def spread(mesh: Mesh, axis: str = "run", *, each: Callable = in_turn) -> Callable:
-    """As `jax.vmap`, with the members divided over the devices of a mesh axis; no communication.
-
-    With `in_turn` on each device a member is computed by the same program as alone, so the result
-    is that of the single run to the last bit, on any number of devices.
-
-    Args:
-      mesh: from `nk.mesh`, such as mesh(run=8).
-      axis: its axis that the members go over; must divide their number.
-      each: how the members of one device are mapped: `in_turn`, `jax.vmap` or `unrolled`.
-
-    Returns:
-      A transformation to be given as `each=` to `sweep`, `ensemble` or `stacked`.
-
-    Raises:
-      ValueError: if the mesh has no such axis, or (when called) it does not divide the members.
-
-    >>> spread(nk.mesh(run=4))(lambda x: x * 2)(jnp.arange(8)).tolist()
-    [0, 2, 4, 6, 8, 10, 12, 14]
-    """
-    if axis not in mesh.axis_names:
-        raise ValueError(f"spread(axis={axis!r}): the mesh has the axes {mesh.axis_names}")
-
-    def mapped(f):
-        over = jax.shard_map(
-            each(f),
-            mesh=mesh,
-            in_specs=PartitionSpec(axis),
-            out_specs=PartitionSpec(axis),
-            check_vma=False,
-        )
-
-        def every(*args):
-            n, parts = len(jax.tree.leaves(args)[0]), mesh.shape[axis]
-            if n % parts:
-                raise ValueError(
-                    f"spread: {n} members over {parts} devices: use a number of devices that "
-                    f"divides {n}"
-                )
-            return over(*args)
-
-        return every
-
-    return mapped
-
-
-def ensemble(inner: Step, n: int, *, each: Callable = jax.vmap) -> Step:
+def ensemble(inner: Step, n: int, *, each: Callable | None = None) -> Step:
     """n members with seeds of their own, trained on the same batches by one program.
 
     Args:
       inner: any Step.
       n: number of members, >= 1.
-      each: how a function is mapped over members: `jax.vmap`, `unrolled`, `in_turn` or
-        `spread(mesh)`.
+      each: how a function is mapped over members; None chooses, as in `sweep`.
 
     Returns:
       A Step whose state, weights and metrics have a leading axis [n]. Evaluate it with `stacked`.
@@ -135,12 +48,19 @@ def ensemble(inner: Step, n: int, *, each: Callable = jax.vmap) -> Step:
     expect("ensemble", inner, Step)
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"ensemble(n={n!r}): expected an integer >= 1")
+    way = _chooser(each, lambda _, one, batch: inner.update(one, batch))
 
     def init(key, batch):
-        return each(lambda key: inner.init(key, batch))(jax.random.split(key, n))
+        def start(key):
+            return inner.init(key, batch)
+
+        found = way((), jax.eval_shape(start, key), batch, n)
+        return ways.over(each, found, start, jax.random.split(key, n))
 
     def update(state, batch):
-        return each(lambda one: inner.update(one, batch))(state)
+        n = len(jax.tree.leaves(state)[0])
+        found = way((), ways.member_of(state), batch, n)
+        return ways.over(each, found, lambda one: inner.update(one, batch), state)
 
     return Step(init, update, jax.vmap(inner.weights))
 
@@ -148,29 +68,46 @@ def ensemble(inner: Step, n: int, *, each: Callable = jax.vmap) -> Step:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Swept:
-    """What `sweep` remembers: the hyperparameters [n ...] and the states [n ...]."""
+    """What `sweep` remembers: the hyperparameters [n ...] and the states [n ...].
+
+    Attributes:
+      grid: the hyperparameters, a tree of arrays [n ...]; `population` changes them on the way.
+      inner: the states of the runs [n ...].
+
+    >>> Swept({"learning_rate": jnp.ones(3)}, {}).grid["learning_rate"].shape
+    (3,)
+    """
 
     grid: Any
     inner: Any
 
 
-def sweep(recipe: Callable[[Any], Step], grid, *, each: Callable = jax.vmap) -> Step:
+def sweep(recipe: Callable[[Any], Step], grid, *, each: Callable | None = None) -> Step:
     """One program for a whole grid: member i is recipe(grid[i]).
 
-    Hyperparameters are data: they enter the compiled program as traced values, so another grid of
-    the same size compiles nothing.
+    Hyperparameters are data: they enter the compiled program as traced values, so that neither a
+    member nor another sweep by the same recipe over a grid of the same shape compiles anything.
+    (A recipe that reads lists, dicts or arrays of numpy from outside is compiled anew each time,
+    since they may have changed.)
+
+    `each=None` chooses: on CPU, members with large convolutions are unrolled, up to 16 of them;
+    otherwise vmap, on as many devices of this process as divide the members, unless `shard` or an
+    outer sweep has the devices. `nk.train.chosen(step, batch)` says what was chosen, docs/sweeps.md
+    how it was measured.
 
     Args:
       recipe: hyperparameters of one run (numbers [], traced) -> a Step.
       grid: a tree of arrays [n ...], such as {"learning_rate": jnp.geomspace(1e-5, 1e-1, 16)};
         `product` makes one from lists. A leaf called learning_rate must be > 0.
-      each: how a function is mapped over members: `jax.vmap`, `unrolled`, `in_turn` or
-        `spread(mesh)`. vmap rounds a batched product differently from a single one (1e-7 of the
-        loss per step), which AdamW can amplify in weights; the others equal the single run.
+      each: how a function is mapped over members: `jax.vmap`, `unrolled`, `in_turn`,
+        `chunks(size)`, `spread(mesh)`, or None. vmap rounds a batched product differently from a
+        single one (1e-7 of the loss per step), which AdamW can amplify in weights; `unrolled`,
+        `in_turn` and `spread` of them equal the single run.
 
     Returns:
       A Step whose state, weights and metrics have a leading axis [n]. Every member starts from the
-      same key: vary seeds by `seeded(step, h["seed"])`. Evaluate it with `stacked`.
+      same key: vary seeds by `seeded(step, h["seed"])`. Evaluate it with `stacked`. A member that
+      diverges does not touch the others.
 
     Raises:
       ValueError: if the leaves differ in length, are empty or not finite, or a rate is not > 0.
@@ -187,30 +124,199 @@ def sweep(recipe: Callable[[Any], Step], grid, *, each: Callable = jax.vmap) -> 
     Array([0.5, 1. ], dtype=float32)
     """
     _check_grid(grid)
+    seen = reads(recipe)
+    if seen is None:
+        start, update, weights = _functions(recipe, each)
+        return Step(functools.partial(start, grid), update, weights)
+    start, update, weights = _shared(_Recipe(recipe, seen), each)
+    return Step(jax.tree_util.Partial(start, grid), update, weights)
 
-    def member(h):
+
+class _Recipe:
+    """A recipe that equals another one with the same code and the same surroundings."""
+
+    def __init__(self, make: Callable, seen: tuple):
+        self.make, self.seen = make, seen
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, _Recipe) and self.seen == other.seen
+
+    def __hash__(self) -> int:
+        return hash(self.seen)
+
+
+@functools.lru_cache(maxsize=64)
+def _shared(recipe: _Recipe, each):
+    """The functions of `sweep`, the same ones for every grid: `jax.jit` knows them again."""
+    return _functions(recipe.make, each)
+
+
+def _functions(recipe: Callable, each):
+    """(start(grid, key, batch), update, weights) of a sweep over any grid."""
+
+    def made(h) -> Step:
         try:
-            made = recipe(h)
+            found = recipe(h)
         except KeyError as error:
             _name_grid(error, h)
             raise
-        if not isinstance(made, Step):
-            raise TypeError(f"the recipe gave {type(made).__name__}, expected a Step")
-        return made
+        if not isinstance(found, Step):
+            raise TypeError(f"the recipe gave {type(found).__name__}, expected a Step")
+        return found
 
-    def init(key, batch):
+    way = _chooser(each, lambda h, one, batch: made(h).update(one, batch))
+
+    def start(grid, key, batch):
         own = jax.tree.map(lambda x: jnp.array(x, copy=True), grid)  # the caller keeps the grid
-        return Swept(own, each(lambda h: member(h).init(jax.random.clone(key), batch))(own))
+
+        def begin(h):
+            return made(h).init(jax.random.clone(key), batch)
+
+        h = ways.member_of(own)
+        found = way(h, jax.eval_shape(begin, h), batch, len(jax.tree.leaves(own)[0]))
+        with ways.placed() as along:
+            inner = ways.over(each, found, begin, own)
+        return Swept(along(own), inner)
 
     def update(state, batch):
-        inner, metrics = each(lambda h, one: member(h).update(one, batch))(state.grid, state.inner)
-        return Swept(state.grid, inner), metrics
+        n = len(jax.tree.leaves(state.grid)[0])
+        h, one = ways.member_of((state.grid, state.inner))
+        found = way(h, one, batch, n)
+        move = lambda h, one: made(h).update(one, batch)
+        with ways.placed() as along:
+            inner, metrics = ways.over(each, found, move, state.grid, state.inner)
+        return Swept(along(state.grid), inner), metrics
 
     def weights(state):
         # picks leaves out of the state, whatever `each` is: eagerly vmap compiles nothing for that
-        return jax.vmap(lambda h, one: member(h).weights(one))(state.grid, state.inner)
+        return jax.vmap(lambda h, one: made(h).weights(one))(state.grid, state.inner)
 
-    return Step(init, update, weights)
+    return start, update, weights
+
+
+def _chooser(each, update: Callable) -> Callable:
+    """(h, one, batch, n) -> the `Way` for n members; None if `each` is given. Remembers shapes."""
+    known: dict = {}
+
+    def way(h, one, batch, n: int):
+        if each is not None:
+            return None
+        shapes = jax.tree.map(lambda x: (np.shape(x), str(x.dtype)), (h, one, batch))
+        leaves, form = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple) and not x)
+        mark = (n, ways.free(n), tuple(map(str, leaves)), form)
+        if mark not in known:
+            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), batch)
+
+            def program():
+                with ways.devices_taken():
+                    return jax.make_jaxpr(update)(h, one, abstract)
+
+            known[mark] = ways.choose(n, program)
+        return known[mark]
+
+    return way
+
+
+class Best(NamedTuple):
+    """The best member of a sweep or an ensemble.
+
+    Attributes:
+      index: which one it is.
+      params: its parameters.
+      carry: its carry.
+
+    >>> Best(2, {}, {}).index
+    2
+    """
+
+    index: int
+    params: Any
+    carry: Any
+
+
+def best(step: Step, state, scores, *, mode: str = "min") -> Best:
+    """The weights of the member with the best score, as a single run has them.
+
+    Args:
+      step: a Step of members.
+      state: its state.
+      scores: [n] one number per member, such as a column of an evaluation: row["accuracy"].
+      mode: "min" or "max". What is not finite never wins.
+
+    Returns:
+      (index, params, carry).
+
+    Raises:
+      ValueError: if no score is finite, there are not as many as members, or mode is off.
+
+    >>> start = lambda key, batch: jax.random.normal(key)
+    >>> task = nk.objective(start, lambda w, batch, key: (w - batch["x"]) ** 2)
+    >>> three = nk.ensemble(nk.step(nk.gradient(task), optax.sgd(0.1)), 3)
+    >>> state = three.init(jax.random.key(0), {"x": jnp.ones(3)})
+    >>> best(three, state, [0.5, jnp.nan, 0.25]).index
+    2
+    """
+    expect("best", step, Step)
+    if mode not in ("min", "max"):
+        raise ValueError(f"best(mode={mode!r}): expected 'min' or 'max'")
+    x = np.asarray(scores, np.float64)
+    weights = step.weights(state)
+    n = len(jax.tree.leaves(weights)[0])
+    if x.shape != (n,):
+        raise ValueError(f"best: scores have shape {x.shape}, expected ({n},), one per member")
+    if not np.isfinite(x).any():
+        raise ValueError(f"best: no score of {n} is finite: every member diverged")
+    worst = np.inf if mode == "min" else -np.inf
+    ranked = np.where(np.isfinite(x), x, worst)
+    index = int(ranked.argmin() if mode == "min" else ranked.argmax())
+    return Best(index, *member(weights, index))
+
+
+def member(tree, index: int):
+    """One member of a tree [n ...]: of weights, of metrics, or the state of a single run.
+
+    A state of `sweep` gives the state of recipe(grid[index]): saved, it is the checkpoint of that
+    run alone, which goes on, or is evaluated, without the others.
+
+    Args:
+      tree: a tree of arrays [n ...]; a `Swept` at its top is opened.
+      index: which member, 0 to n - 1.
+
+    Returns:
+      The tree of arrays [...], copied.
+
+    Raises:
+      IndexError: if there is no such member.
+      ValueError: if a leaf has no axis of members.
+
+    >>> member({"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}, 1)
+    {'w': Array([3., 4.], dtype=float32)}
+    """
+    n = count_of("member", tree)
+    if not 0 <= index < n:
+        raise IndexError(f"member {index} of {n}: expected 0 to {n - 1}")
+    tree = tree.inner if isinstance(tree, Swept) else tree
+    return trees.keyed(jax.tree.map(lambda x: jnp.copy(x[index]), trees.plain(tree)), tree)
+
+
+def count_of(who: str, tree) -> int:
+    """The number of members n of a tree whose every leaf is [n ...].
+
+    >>> count_of("best", {"w": jnp.ones((3, 2)), "b": jnp.ones(3)})
+    3
+    """
+    sizes = [(path, np.shape(x)) for path, x in trees.paths(tree)]
+    if not sizes:
+        raise ValueError(f"{who}: the tree is empty, expected arrays with an axis of members")
+    n = sizes[0][1][:1]
+    for path, shape in sizes:
+        if not shape or shape[:1] != n:
+            raise ValueError(
+                f"{who}: {path!r} has shape {shape}, expected a leading axis of members"
+                f"{f' of {n[0]} as in {sizes[0][0]!r}' if n else ''}, which nk.sweep and "
+                "nk.ensemble give: put the technique round them"
+            )
+    return n[0]
 
 
 def _check_grid(grid):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from nnkit.core import keys, trees
 from nnkit.core.checks import concrete
 from nnkit.core.means import Mean
+from nnkit.train.each import choose, devices_taken, member_of, over
 from nnkit.train.nouns import expect
 
 __all__ = [
@@ -416,14 +417,16 @@ def adapt(objective: Objective, params, carry=None, *, fresh=lambda path: False)
     return objective._replace(init=init)
 
 
-def stacked(objective: Objective, *, each: Callable = jax.vmap) -> Objective:
+def stacked(objective: Objective, *, each: Callable | None = None) -> Objective:
     """Evaluate a stack of members at once: params and carry have a leading axis [n].
 
     For the weights of `ensemble` and `sweep`; the loss has total [n] and weight [n].
 
     Args:
       objective: the Objective of one member.
-      each: how a function is mapped over members: `jax.vmap`, `unrolled` or `in_turn`.
+      each: how a function is mapped over members: `jax.vmap`, `unrolled`, `in_turn`, `chunks(size)`
+        or `spread(mesh)`. None chooses as `sweep` does, but spreads nothing over devices: there
+        the compiler goes by where the weights are.
 
     Returns:
       An Objective to evaluate. Its `init` raises: the members come from `ensemble` or `sweep`.
@@ -446,10 +449,18 @@ def stacked(objective: Objective, *, each: Callable = jax.vmap) -> Objective:
         )
 
     def loss(params, carry, batch, key):
-        if key is None:
-            return each(lambda p, c: objective.loss(p, c, batch, None))(params, carry)
-        n = jax.tree.leaves(params)[0].shape[0]
-        own = jax.random.split(keys.fold(key, "stacked"), n)
-        return each(lambda p, c, k: objective.loss(p, c, batch, k))(params, carry, own)
+        n = jax.tree.leaves((params, carry))[0].shape[0]
+        own = () if key is None else jax.random.split(keys.fold(key, "stacked"), n)
+
+        def one(p, c, k):
+            return objective.loss(p, c, batch, None if key is None else k)
+
+        return over(each, None if each else _way(one, params, carry, own), one, params, carry, own)
 
     return Objective(init, loss)
+
+
+def _way(f, *args):
+    n = len(jax.tree.leaves(args)[0])
+    with devices_taken():
+        return choose(n, lambda: jax.make_jaxpr(f)(*member_of(args)))

@@ -280,3 +280,13 @@ def test_importing_data_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\nfunction function\n"
+
+
+def test_nothing_is_kept_where_the_cache_is_off(tmp_path, monkeypatch):
+    from nnkit.data import decoded
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NNKIT_CACHE", "0")
+    decoded.save("x", {"x": np.ones(3)})
+    assert decoded.load("x") is None
+    assert not list(tmp_path.iterdir())

@@ -127,7 +127,10 @@ def test_texts_have_the_law_of_the_model(kind, warp):
     assert 0 < found.accepted.sum() < found.guessed.sum()
 
 
-@pytest.mark.parametrize("name", ["learned", "modern", "alibi"])
+NIGHTLY = [pytest.param(name, marks=pytest.mark.nightly) for name in ("learned", "alibi")]
+
+
+@pytest.mark.parametrize("name", ["modern", *NIGHTLY])
 def test_greedy_is_the_greedy_text_of_the_model(name):
     model, rows = MODELS[name], [drawn(2)[:2], drawn(5, seed=1)]
     params, small = params_of(model), model.clone(depth=1)

@@ -1,0 +1,208 @@
+"""Any number of runs: as many at a time as fit the memory, measured from the compiled program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from nnkit.train import each as ways
+from nnkit.train.members import count_of, sweep
+from nnkit.train.steps import Step
+
+__all__ = ["Chunked", "chunked", "memory", "rounds"]
+
+SIZES = 2, 8  # members at a time in the two programs that are compiled to solve for the size
+
+
+class Chunked(NamedTuple):
+    """A sweep in chunks that fit, and how that was found.
+
+    Attributes:
+      step: the Step of all members.
+      size: members side by side on a device.
+      members: members of all.
+      limit: bytes that one device may use.
+      peak: bytes that the compiled update of `step` needs on each device.
+      state: bytes of what is kept for one member: state and hyperparameters.
+      working: bytes that one more member side by side costs.
+
+    >>> Chunked(None, 4, 10, 2**20, 2**19, 100, 2**16).size
+    4
+    """
+
+    step: Any
+    size: int
+    members: int
+    limit: int
+    peak: int
+    state: int
+    working: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.members} members, {self.size} at a time: {_bytes(self.peak)} of "
+            f"{_bytes(self.limit)} (each {_bytes(self.state)} kept, {_bytes(self.working)} to work)"
+        )
+
+
+def chunked(
+    recipe: Callable[[Any], Step],
+    grid,
+    batch,
+    *,
+    limit_bytes: int | None = None,
+    mesh: Mesh | None = None,
+    each: Callable = jax.vmap,
+) -> Chunked:
+    """A sweep of any number of runs, as many side by side as fit the memory of a device.
+
+    The update of the whole sweep is compiled for real with 2 and with 8 members at a time, the
+    straight line through what they need is solved for the limit, and the program of that size is
+    compiled to see that it fits. Chunks are made even: 10 members at most 4 at a time are 4, 4, 2.
+
+    Args:
+      recipe: as `sweep` takes.
+      grid: as `sweep` takes, [n ...].
+      batch: a batch [b ...] as training has it.
+      limit_bytes: what one device may use; None: what it has free (`memory`).
+      mesh: with an axis "run" to spread the members over; None keeps them on one device.
+      each: how the members of a chunk are mapped: `jax.vmap` or `unrolled`.
+
+    Returns:
+      A `Chunked`; train its `step`.
+
+    Raises:
+      ValueError: if not even one at a time fits beside the states of all; says how many members
+        would, for `rounds`.
+
+    >>> task = nk.objective(lambda key, b: jnp.zeros(4), lambda w, b, key: (b["x"] @ w) ** 2)
+    >>> recipe = lambda h: nk.step(nk.gradient(task), optax.sgd(h["learning_rate"]))
+    >>> grid, batch = nk.product(learning_rate=[0.1, 0.2, 0.3]), {"x": jnp.ones((8, 4))}
+    >>> chunked(recipe, grid, batch, limit_bytes=10**6).size
+    3
+
+    The runs that are left over when the size does not divide them are a chunk of their own.
+    """
+    n = count_of("chunked", grid)
+    parts = 1 if mesh is None else mesh.shape["run"]
+    if n % parts:
+        raise ValueError(f"chunked: {n} members over {parts} devices: {parts} has to divide {n}")
+    own = n // parts  # members of one device
+    limit = memory(parts) if limit_bytes is None else limit_bytes
+
+    def made(size: int) -> Step:
+        way = ways.chunks(size, each=each)
+        return sweep(recipe, grid, each=way if mesh is None else ways.spread(mesh, each=way))
+
+    state, needs = _kept(made(1), batch, n), {}
+
+    def need(size: int) -> int:
+        if size not in needs:
+            needs[size] = _peak(made(size), batch)
+        return needs[size]
+
+    few, more = (min(size, own) for size in SIZES)
+    working = (need(more) - need(few)) / (more - few) if more > few else need(few) / few
+    size = int((limit - need(few)) / max(working, 1.0)) + few
+    size = _even(own, min(max(size, 1), own))
+    while need(size) > limit and size > 1:  # the line was a little off
+        size = _even(own, max(1, min(size - 1, int(size * 0.9))))
+    if need(size) > limit:
+        fit = int(own * max(limit, 0) / need(1)) * parts
+        remedy = f"sweep it in parts, nk.train.rounds(grid, {fit})" if fit else "a smaller model"
+        raise ValueError(
+            f"chunked: {n} members need {_bytes(need(1))} on each device even one at a time, "
+            f"there are {_bytes(limit)}: each keeps {_bytes(state)}; {remedy}"
+        )
+    return Chunked(made(size), size, n, limit, need(size), state, int(working))
+
+
+def rounds(grid, size: int) -> list:
+    """A grid in parts of at most `size` members, as even as can be, to be swept one after another.
+
+    Parts of one length share one compiled program; the last may be shorter, and compiles once more.
+
+    Args:
+      grid: a tree of arrays [n ...].
+      size: members of a part, >= 1.
+
+    Returns:
+      A list of grids.
+
+    Raises:
+      ValueError: if size < 1, or the leaves differ in length.
+
+    >>> [part["seed"].tolist() for part in rounds({"seed": jnp.arange(7)}, 3)]
+    [[0, 1, 2], [3, 4, 5], [6]]
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"rounds(size={size!r}): expected an integer >= 1, members of a part")
+    n = count_of("rounds", grid)
+    size = _even(n, min(size, n))
+    cut = lambda i: jax.tree.map(lambda x: jnp.asarray(x)[i : i + size], grid)
+    return [cut(i) for i in range(0, n, size)]
+
+
+def memory(parts: int = 1) -> int:
+    """Bytes that one of `parts` devices has free: of an accelerator, or this machine's RAM.
+
+    Args:
+      parts: devices that share the RAM, on CPU.
+
+    Returns:
+      An int.
+
+    Raises:
+      ValueError: if neither the device nor the system says.
+
+    >>> memory() > 0
+    True
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if stats.get("bytes_limit") and jax.default_backend() != "cpu":
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    try:
+        with open("/proc/meminfo") as file:
+            kilo = dict(line.split(":") for line in file)["MemAvailable"].split()[0]
+        return int(kilo) * 1024 // parts
+    except (OSError, KeyError):
+        names = getattr(os, "sysconf_names", {})
+        if "SC_AVPHYS_PAGES" in names:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // parts
+    raise ValueError("this system does not say how much memory is free: give limit_bytes=")
+
+
+def _peak(step: Step, batch) -> int:
+    """Bytes on each device while the compiled update runs."""
+    state = jax.eval_shape(lambda key: step.init(key, batch), jax.random.key(0))
+    program = jax.jit(lambda s, b: step.update(s, b), donate_argnums=0).lower(state, batch)
+    found = program.compile().memory_analysis()
+    if found is None:
+        raise ValueError("this device does not say what a program needs: use nk.chunks(size)")
+    given = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return int(given + found.temp_size_in_bytes)
+
+
+def _kept(step: Step, batch, n: int) -> int:
+    """Bytes of the state of one of n members."""
+    state = jax.eval_shape(lambda key: step.init(key, batch), jax.random.key(0))
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)) // n
+
+
+def _even(n: int, most: int) -> int:
+    """The size of equal chunks of n, at most `most` each: as many chunks, but even."""
+    return -(-n // -(-n // most))
+
+
+def _bytes(x: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if x < 1000 or unit == "GB":
+            return f"{x:.3g} {unit}"
+        x /= 1000
+    return ""

@@ -7,6 +7,7 @@ all tests and their child processes.
 
 import builtins
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -76,6 +77,32 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+# Long, and with a shorter sibling that runs on every commit: nightly.
+SELDOM = [
+    r"test_laws\.py::.*\[(step\()?(masked_lm|seq2seq)\)?\]",
+    r"test_laws\.py::.*\[(sweep_(unrolled|in_chunks|spread)|skip\(sweep\)|ensemble\(sweep\))\]",
+    r"test_laws\.py::test_shard_is_the_step\[shard(_fsdp)?\]",
+    r"test_model_laws\.py::test_rows.*\[\w+_(modern|experts|classes|mean|individual|layer_norm)\]",
+    r"test_model_laws\.py::test_an_ensemble.*\[(PatchTST|RecurrentLM|ResNet)\]",
+    r"test_layer_laws\.py::test_(jit|gradients).*\[.*(MoE|Attention|LSTM|GRU|RNN|Stacked|Bidirect).*\]",
+    r"test_layers_recurrent\.py::test_fast_is_plain.*\[(False-True|True-False)",
+    r"test_layers_initialisers\.py::test_under_mup",
+    r"test_models_parity\.py::test_a_convnet.*\[(True-False|False-True)\]",
+    r"test_parity_convolutional\.py::(test_in_float64|test_logits.*\[(?!resnet_bottleneck).*-False\])",
+    r"test_experiment_(language\.py::test_what_was_read|mnist1d\.py::test_two.*\[(gru|logistic)\])",
+    r"test_remat\.py::test_the_numbers_are_the_same\[EncDec\]",
+    r"test_shard_models\.py::.*\[BERT-tensor\]",
+]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    seldom = re.compile("|".join(SELDOM))
+    for item in items:
+        if seldom.search(item.nodeid):
+            item.add_marker(pytest.mark.nightly)
 
 
 @pytest.fixture(scope="session")

@@ -148,9 +148,13 @@ def _together(plan: Plan) -> list[list[dict]]:
     """The rows of every setting, values [seeds]; one program for all that differ in numbers."""
     logs: list[list[dict]] = [[] for _ in plan.settings]
     traced = [f.name for f in plan.fields if f.traced]
-    if traced:
-        train, _ = plan.module.batches(replaced(plan.config, plan.settings[0]))
-        traced = [name for name in traced if _enters(plan, name, train)]
+    first = replaced(plan.config, plan.settings[0])
+    train, _ = plan.module.batches(first)
+    try:
+        plan.module.single(first, train)
+    except ValueError as error:
+        raise WrongGrid(f"the experiment cannot train with {first}: {error}") from error
+    traced = [name for name in traced if _enters(plan, name, train)]
     groups: dict[str, list[int]] = {}
     for i, setting in enumerate(plan.settings):
         own = {name: v for name, v in setting.items() if name not in traced}

@@ -24,6 +24,7 @@ from nnkit.cost.targets import Target, target
 from nnkit.parallel import mesh as make_mesh
 from nnkit.parallel import rules
 from nnkit.train import Step, shard
+from nnkit.train.each import devices_taken
 from nnkit.train.nouns import expect
 
 __all__ = ["plan"]
@@ -203,7 +204,7 @@ class _Made(NamedTuple):
 
 def _compiled(step, layout: _Layout, aims: Target, folder, say, batch) -> _Made:
     """Trace, shard, lower and compile the update for a batch of these shapes."""
-    with compiling_for(aims.chip.kind):
+    with compiling_for(aims.chip.kind), devices_taken():  # none of this machine for members
         whole = step
         if layout.mesh is not None:
             whole = shard(step, layout.mesh, batch=layout.split, state=layout.state)

@@ -206,7 +206,7 @@ class EncDec(nn.Module):
 
         >>> model = EncDec(vocabulary=11, width=16, depth=1, heads=2, head_dim=8, hidden=32)
         >>> source = jnp.array([[1, 2, 3]])
-        >>> params = model.init(jax.random.key(0), source, source)
+        >>> params = jax.jit(model.init)(jax.random.key(0), source, source)
         >>> model.apply(params, source, method="encode").shape
         (1, 3, 16)
 
@@ -234,7 +234,7 @@ class EncDec(nn.Module):
 
         >>> model = EncDec(vocabulary=11, width=16, depth=1, heads=2, head_dim=8, hidden=32)
         >>> source, one = jnp.array([[1, 2, 3]]), jnp.array([[0]])
-        >>> params = model.init(jax.random.key(0), source, one)
+        >>> params = jax.jit(model.init)(jax.random.key(0), source, one)
         >>> encoded = model.apply(params, source, method="encode")
         >>> memory = model.apply(params, encoded, 5, method="start")
         >>> logits, memory = model.apply(params, one, cache=memory, method="decode")
@@ -279,7 +279,7 @@ class EncDec(nn.Module):
 
         >>> model = EncDec(vocabulary=11, width=16, depth=1, heads=2, head_dim=8, hidden=32)
         >>> source, one = jnp.array([[1, 2, 3]]), jnp.array([[0]])
-        >>> params = model.init(jax.random.key(0), source, one)
+        >>> params = jax.jit(model.init)(jax.random.key(0), source, one)
         >>> encoded = model.apply(params, source, method="encode")
         >>> model.apply(params, one, encoded, method="decode").shape
         (1, 1, 11)

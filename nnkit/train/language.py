@@ -73,7 +73,7 @@ def causal_lm(
 
     >>> task = causal_lm(nk.models.GPT(vocabulary=11, length=8, width=8, depth=1, heads=2))
     >>> batch = {"tokens": jnp.array([[1, 2, 3]]), "labels": jnp.array([[2, 3, 4]])}
-    >>> params, carry = task.init(jax.random.key(0), batch)
+    >>> params, carry = jax.jit(task.init)(jax.random.key(0), batch)
     >>> mean, (carry, log) = task.loss(params, carry, batch, None)
     >>> sorted(log), float(mean.weight)
     (['accuracy', 'loss', 'nats'], 3.0)
@@ -142,7 +142,7 @@ def masked_lm(
 
     >>> bert = nk.models.BERT(vocabulary=11, length=8, width=8, depth=1, heads=2)
     >>> task, batch = masked_lm(bert, mask_id=10), {"tokens": jnp.arange(8)[None]}
-    >>> params, carry = task.init(jax.random.key(0), batch)
+    >>> params, carry = jax.jit(task.init)(jax.random.key(0), batch)
     >>> mean, (carry, log) = task.loss(params, carry, batch, jax.random.key(1))
     >>> sorted(log), float(mean.weight)  # round(0.15 * 8)
     (['accuracy', 'loss', 'nats'], 1.0)
@@ -213,7 +213,7 @@ def seq2seq(
     >>> sizes = {"width": 8, "depth": 1, "heads": 2, "head_dim": 4, "hidden": 8}
     >>> task = seq2seq(nk.models.EncDec(vocabulary=11, **sizes), smoothing=0.1)
     >>> batch = {"source": jnp.array([[1, 2, 3]]), "target": jnp.array([[4, 5]])}
-    >>> params, carry = task.init(jax.random.key(0), batch)
+    >>> params, carry = jax.jit(task.init)(jax.random.key(0), batch)
     >>> float(task.loss(params, carry, batch, None)[0].weight)
     2.0
 

@@ -186,6 +186,19 @@ def test_wrong_words_are_said(words, hint, capsys, tmp_path, monkeypatch):
     assert hint in said(capsys)
 
 
+def test_what_the_experiment_refuses_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NNKIT_RUNS", raising=False)
+    refuses = 'def single(config, train):\n    raise ValueError("too few epochs")\n'
+    text = EXPERIMENT.replace(
+        "def single(config, train):\n", refuses + "\n\ndef other(config, train):\n"
+    )
+    assert text != EXPERIMENT
+    (tmp_path / "mine.py").write_text(text)
+    assert main(["sweep", "mine.py", "--grid", "optimizer.rate=0.1,0.2"]) == 2
+    assert "too few epochs" in said(capsys)
+
+
 def test_the_memory_that_is_given_is_kept_to(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NNKIT_RUNS", raising=False)

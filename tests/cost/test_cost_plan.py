@@ -400,6 +400,15 @@ def test_a_step_with_devices_of_its_own_is_refused(tmp_path):
     assert found.parameters == 2 * N
 
 
+def test_members_of_a_sweep_take_no_devices_of_this_machine(plan):
+    """What `each=None` would do here is not what it does on the chips that are planned for."""
+    task = nk.supervised(nk.models.MLP(WIDTHS), nk.losses.cross_entropy)
+    recipe = lambda h: nk.step(nk.gradient(task), optax.sgd(h["rate"]))
+    found = plan(nk.sweep(recipe, {"rate": jnp.ones(4)}), batch(), "cpu:1")
+    assert found.parameters == 4 * N
+    assert found.collectives == ()
+
+
 def test_a_missing_compiler_names_the_extra(monkeypatch):
     import importlib.util
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nnkit.core import trees
 from nnkit.parallel import rules
+from nnkit.parallel.patterns import named
 from nnkit.train.each import alone
 from nnkit.train.nouns import expect
 from nnkit.train.steps import Step
@@ -88,7 +89,7 @@ def shard(
         if any(mesh.shape.get(name, 1) > 1 for name in SEEN):
             return True
         specs = [state(path, x, mesh) for path, x in trees.paths(tree)]
-        return any(axis in ROWS for spec in specs for part in spec for axis in _named(part))
+        return any(axis in ROWS for spec in specs for part in spec for axis in named(part))
 
     start, move = alone(inner.init), alone(inner.update)
 
@@ -119,18 +120,14 @@ def _constrained(tree, sharding: Callable):
     return trees.keyed(placed, tree)
 
 
-def _named(part) -> tuple[str, ...]:
-    return part if isinstance(part, tuple) else (part,) if part else ()
-
-
 def _known(what: str, spec: PartitionSpec, mesh: Mesh) -> None:
-    unknown = [a for part in spec for a in _named(part) if a not in mesh.axis_names]
+    unknown = [a for part in spec for a in named(part) if a not in mesh.axis_names]
     if unknown:
         raise ValueError(f"{what}={spec} names {unknown[0]!r}, the mesh has axes {mesh.axis_names}")
 
 
 def _pieces(part, mesh: Mesh) -> int:
-    return int(np.prod([mesh.shape[a] for a in _named(part)], dtype=int))
+    return int(np.prod([mesh.shape[a] for a in named(part)], dtype=int))
 
 
 def _near(size: int, n: int) -> str:

@@ -18,6 +18,7 @@ Run      JAX_PLATFORMS=cpu python -m benchmarks.sweep
          NNKIT_TORCH_PYTHON=other/bin/python, if torch lives in another environment
 Writes   results/sweep_<model>_<K>.json
 Targets  torch / together >= 4 at 16 MLPs, >= 3 at 64, >= 1 at 4 LeNets on CPU; >= 20 on a GPU
+         (what was reached: benchmarks/README.md)
 """
 
 from __future__ import annotations

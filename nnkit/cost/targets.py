@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -114,6 +115,7 @@ def _gpus(topology: str, found: Chip, shape: str) -> Sequence[Any]:
             f"topology {topology!r} is compiled by the CUDA plugin of JAX, which is not installed: "
             "pip install 'nnkit-jax[plan]' (no GPU is needed)"
         )
+    _fitting(topology, f"jax-cuda{plugins[0]}-plugin")
     n = math.prod(int(k) for k in shape.split("x"))
     if n > found.host and n % found.host:
         raise ValueError(
@@ -122,6 +124,17 @@ def _gpus(topology: str, found: Chip, shape: str) -> Sequence[Any]:
         )
     hosts, each = max(1, n // found.host), min(n, found.host)
     return _described(topology, "cuda", topology=f"1x{hosts}x{each}", target_config=found.about)
+
+
+def _fitting(topology: str, plugin: str) -> None:
+    """Raise if the plugin is of another release than jaxlib: JAX would leave it out in silence."""
+    there, wanted = map(importlib.metadata.version, (plugin, "jaxlib"))
+    if there != wanted:
+        pjrt = plugin.replace("plugin", "pjrt")
+        raise ImportError(
+            f"topology {topology!r}: {plugin} is {there} and jaxlib is {wanted}, expected the same "
+            f"release: pip install '{plugin}=={wanted}' '{pjrt}=={wanted}'"
+        )
 
 
 def _described(asked: str, platform: str, /, **options) -> Sequence[Any]:

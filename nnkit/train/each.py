@@ -19,7 +19,7 @@ __all__ = ["chosen", "chunks", "in_turn", "spread", "unrolled"]
 
 # Multiplications in the convolutions of one member's update. On 2 CPU cores vmap was the quicker
 # form at 9 million (six networks of experiments/mnist1d.py), unrolled at 61 million (four LeNets
-# with batches of 64, twice as fast): the line is drawn between.
+# with batches of 64, 1.5 times as fast): the line is drawn between.
 FEW = 20_000_000
 UNROLLED = 16  # members, at most: the program and its compile time grow with each
 

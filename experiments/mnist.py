@@ -24,7 +24,7 @@ class Config:
     Args:
       model: mlp (two hidden layers of 800) or convnet (three convolutions, one hidden layer).
       seeds: members of the one program.
-      epochs: passes over the 60,000 training pictures.
+      epochs: passes over the 60,000 training pictures, at least 2.
       batch_size: examples per step.
       learning_rate: peak rate of AdamW; one epoch of warm-up, then cosine decay to 0.
       weight_decay: of AdamW.
@@ -50,6 +50,8 @@ class Config:
             batch_size=self.batch_size,
             devices=self.devices,
         )
+        if self.epochs < 2:
+            raise ValueError(f"epochs is {self.epochs}, expected at least 2: the first warms up")
 
 
 def network(config: Config):

@@ -67,8 +67,9 @@ def start(
       RuntimeError: if JAX was used before: the devices of others can no longer be joined.
       ValueError: if no cluster is found and none is given, the numbers do not fit, or this
         process was started as another one.
-      TimeoutError: if the others do not come; names them, if the three numbers were given. In a
-        cluster that JAX found by itself, it ends the process (SIGABRT).
+      TimeoutError: if the others do not come; names them. In a cluster that JAX found by itself the
+        variable JAX_COORDINATOR_ADDRESS must be set for that (docs/hosts); otherwise JAX ends the
+        process (SIGABRT) and names nobody.
 
     >>> start("host0:1234", num_processes=2, process_id=2)
     Traceback (most recent call last):
@@ -88,8 +89,9 @@ def start(
     try:
         _unused()
         with _saying(waiting):
-            if coordinator_address and num_processes is not None and process_id is not None:
-                roll.call(coordinator_address, num_processes, process_id, _me(), timeout)
+            known = roll.numbers(coordinator_address, num_processes, process_id)
+            if known is not None:
+                roll.call(*known, _me(), timeout)
             jax.distributed.initialize(
                 coordinator_address,
                 num_processes,

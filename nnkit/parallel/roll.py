@@ -8,12 +8,41 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import time
 
-__all__ = ["call"]
+__all__ = ["call", "numbers"]
 
+# How schedulers tell a process how many there are, and which it is; JAX reads the same.
+TOLD = (("SLURM_NTASKS", "SLURM_PROCID"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"))
 ERRORS = {"TimeoutError": TimeoutError, "ValueError": ValueError}
+
+
+def numbers(
+    address: str | None, processes: int | None, process: int | None
+) -> tuple[str, int, int] | None:
+    """(address, processes, number of this one): as given, else as the environment says; or None.
+
+    Args:
+      address: "host:port" of process 0, or None: that of JAX_COORDINATOR_ADDRESS.
+      processes: how many there are, or None.
+      process: the number of this one, or None.
+
+    Returns:
+      The three numbers, or None if one is not known.
+
+    >>> numbers("localhost:1234", 2, 0)
+    ('localhost:1234', 2, 0)
+    """
+    address = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    for count, rank in TOLD:
+        if count in os.environ and rank in os.environ:
+            processes = int(os.environ[count]) if processes is None else processes
+            process = int(os.environ[rank]) if process is None else process
+    if address is None or processes is None or process is None:
+        return None
+    return address, processes, process
 
 
 def call(address: str, processes: int, process: int, me: str, timeout: float) -> None:

@@ -166,3 +166,16 @@ def test_a_port_that_is_taken_is_said():
         port = server.getsockname()[1]
         with pytest.raises(ValueError, match=rf"process 0 cannot listen at port {port}: .*another"):
             roll.call(f"localhost:{port}", 2, 0, "host0", 1.0)
+
+
+@pytest.mark.parametrize(("count", "rank"), roll.TOLD)
+def test_the_numbers_of_a_scheduler_are_read(monkeypatch, count, rank):
+    for name in (*sum(roll.TOLD, ()), "JAX_COORDINATOR_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    assert roll.numbers(None, None, None) is None
+    monkeypatch.setenv(count, "4")
+    monkeypatch.setenv(rank, "3")
+    assert roll.numbers(None, None, None) is None  # the address is known to JAX alone
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "node0:1234")
+    assert roll.numbers(None, None, None) == ("node0:1234", 4, 3)
+    assert roll.numbers("here:1", 2, 0) == ("here:1", 2, 0)

@@ -339,8 +339,8 @@ def _search(get, batch, layout: _Layout, limit: int, first: _Made) -> tuple[int,
 
     def peak(b):
         found = first.figures if b == start else get(resized(b)).figures
-        if found.get("refused"):
-            return found.get("needed")
+        if found.get("refused"):  # a message rounds what is needed, perhaps down to the limit
+            return max(found.get("needed") or math.inf, limit + 1)
         return found["peak"]
 
     return largest(peak, limit, start=start, granule=_granule(get, resized, layout.pieces, start))

@@ -44,6 +44,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
+        nk.checks.typed(self)
         nk.checks.positive(
             learning_rates=self.learning_rates,
             seeds=self.seeds,

@@ -80,6 +80,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
+        nk.checks.typed(self)
         nk.checks.positive(
             horizon=self.horizon,
             length=self.length,

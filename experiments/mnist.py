@@ -43,6 +43,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
+        nk.checks.typed(self)
         nk.checks.positive(
             learning_rate=self.learning_rate,
             seeds=self.seeds,

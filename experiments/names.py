@@ -48,6 +48,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
+        nk.checks.typed(self)
         nk.checks.positive(
             seeds=self.seeds,
             steps=self.steps,

@@ -58,6 +58,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
+        nk.checks.typed(self)
         nk.checks.positive(
             members=self.members,
             epochs=self.epochs,

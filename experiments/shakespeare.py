@@ -55,6 +55,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
+        nk.checks.typed(self)
         nk.checks.positive(seeds=self.seeds, learning_rate=self.learning_rate)
 
     @property

@@ -65,6 +65,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
+        nk.checks.typed(self)
         nk.checks.positive(
             steps=self.steps,
             batch_size=self.batch_size,

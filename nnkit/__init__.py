@@ -15,8 +15,8 @@ Objectives of language models: `causal_lm`, `masked_lm` (which hides tokens by `
 - Objective -> Objective: `half`, `penalised`, `frozen`, `adapt`, `stacked`
 - Gradient -> Gradient: `accumulate`, `averaged`, `clipped`, `sam`
 - Objective -> Gradient: `per_example`
-- Step -> Step: `ema`, `skip_nonfinite`, `repeat`, `seeded`, `ensemble`, `sweep`, `shard`, and on
-  the members of a sweep `halving`, `population`
+- Step -> Step: `ema`, `skip_nonfinite`, `rollback`, `replayed`, `repeat`, `seeded`, `ensemble`,
+  `sweep`, `shard`, and on the members of a sweep `halving`, `population`
 
 Of members: `best`, `member`, `chosen` (how they are mapped), `chunks`, `chunked` and `rounds` (as
 many at a time as fit the memory).
@@ -54,8 +54,8 @@ _WHERE = {
     "nnkit.train": (
         "Gradient Objective Step accumulate adapt averaged best causal_lm chosen chunked chunks "
         "clipped ema ensemble frozen gradient half halving in_turn mask_tokens masked_lm member "
-        "objective pair penalised per_example population product repeat rounds sam seeded seq2seq "
-        "shard skip_nonfinite spread stacked step supervised sweep unrolled"
+        "objective pair penalised per_example population product repeat replayed rollback rounds "
+        "sam seeded seq2seq shard skip_nonfinite spread stacked step supervised sweep unrolled"
     ).split(),
     "nnkit.parallel": ("hosts", "mesh", "rules"),
     "nnkit.checkpoint": ("Checkpoints",),
@@ -124,6 +124,8 @@ if TYPE_CHECKING:  # what the lazy doors below lead to, for editors and type che
         population,
         product,
         repeat,
+        replayed,
+        rollback,
         rounds,
         sam,
         seeded,

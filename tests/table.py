@@ -162,6 +162,8 @@ STEPS = {
     "ema": lambda: nk.ema(plain_step(), 0.9),
     "ema(ema)": lambda: nk.ema(nk.ema(plain_step(), 0.9), 0.5),
     "skip_nonfinite": lambda: nk.skip_nonfinite(nk.ema(plain_step(), 0.9)),
+    "rollback": lambda: nk.rollback(nk.ema(plain_step(), 0.9), every=2),
+    "replayed": lambda: nk.replayed(nk.ema(plain_step(), 0.9), every=2),
     "repeat": lambda: nk.repeat(nk.ema(plain_step(), 0.9)),
     "seeded": lambda: nk.seeded(plain_step(), 3),
     "ensemble": lambda: nk.ensemble(plain_step(), 3),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import atexit
 import concurrent.futures.thread  # noqa: F401  its exit hook comes first, so that ours runs earlier
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
+
+from nnkit.parallel import hosts
 
 __all__: list[str] = []  # for this package only
 
@@ -19,6 +22,7 @@ BLOCKS = _REGISTER is None or (3, 12, 0) <= sys.version_info[:3] < (3, 12, 3)
 _pending: set[Background] = set()  # running, or failed and not yet reported
 _hooked: list[bool] = []
 _failed: list[bool] = []
+_leaving: list[bool] = []
 
 
 class Background:
@@ -59,6 +63,12 @@ class Background:
             self._thread.join()
             self._thread = None
 
+    def failed(self) -> BaseException | None:
+        """The error of a task that has ended, once; never waits for one that runs."""
+        if self._thread is not None and self._thread.is_alive():
+            return None
+        return self.error()
+
     def error(self) -> BaseException | None:
         """Waits, and hands out the error of the last task, once."""
         self.join()
@@ -72,6 +82,7 @@ def _hook() -> None:
 
     There is no public hook at that point: `atexit` comes too late, as does joining the thread.
     """
+    _listen()
     if _hooked:
         return
     _hooked.append(True)
@@ -80,12 +91,39 @@ def _hook() -> None:
     atexit.register(_leave)
 
 
-def _finish() -> None:
+def _listen() -> None:
+    """Has the process wait for tasks when it is told to end, unless someone else listens."""
+    if threading.current_thread() is not threading.main_thread() or hosts.count() > 1:
+        return
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _told)
+
+
+def _told(number: int, frame) -> None:
+    """Finishes the tasks, then ends as the signal does by default; a second one ends at once."""
+    if not _leaving:
+        _leaving.append(True)
+        running = [task.name for task in _pending]
+        if running:
+            _say(f"nnkit: {signal.Signals(number).name}: first {', '.join(running)}")
+        _finish(_say)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def _say(text: str) -> None:
+    """Writes to standard error past Python's buffer, which a signal may have interrupted."""
+    os.write(2, f"{text}\n".encode())
+
+
+def _finish(say: Callable[[str], None] | None = None) -> None:
+    say = say or (lambda text: print(text, file=sys.stderr, flush=True))
     for task in list(_pending):
         task.join()
         if (error := task.error()) is not None:
             _failed.append(True)
-            print(f"nnkit: {task.name} failed: {error!r}", file=sys.stderr, flush=True)
+            say(f"nnkit: {task.name} failed: {error!r}")
 
 
 def _leave() -> None:

@@ -17,7 +17,7 @@ from nnkit.parallel import hosts
 
 __all__ = ["Checkpoints", "Restored"]
 
-_ABSENT = "no checkpoint in {}; save one first, or give another folder"
+_ABSENT = "no checkpoint in {}, expected at least one; save one first, or give another folder"
 
 
 class Restored(NamedTuple):
@@ -96,8 +96,8 @@ class Checkpoints:
     def save(self, step: int, state, *, position=0, meta=None, metrics=None) -> None:
         """Copies the state and starts to write it; returns before it is on disk.
 
-        The state may be donated at once. Errors of disks come at the next `save`, `wait` or
-        `close`. A step that is there already stays if it holds the same bits and position; a
+        The state may be donated at once. Errors of disks come at the next `check`, `save`, `wait`
+        or `close`. A step that is there already stays if it holds the same bits and position; a
         damaged one is moved aside.
 
         Args:
@@ -133,7 +133,12 @@ class Checkpoints:
             rest()
             self._damaged.discard(body["step"])
             if hosts.first():
-                self._retain(body["step"])
+                try:
+                    self._retain(body["step"])
+                except OSError as error:
+                    raise OSError(
+                        error.errno, f"it is saved, but an older one could not be deleted: {error}"
+                    ) from error
 
         self._background.start(f"saving step {body['step']} in {self.folder}", work)
 
@@ -158,11 +163,43 @@ class Checkpoints:
 
         >>> Checkpoints("no such folder").wait()
         """
-        if (error := self._background.error()) is not None:
+        self._tell(self._background.error())
+
+    def check(self) -> None:
+        """Raise if the last save has failed; never waits for one in flight. `fit` asks each step.
+
+        Of many processes none raises here, so that none leaves before the others: all learn of it
+        at the next `save`, `wait` or `close`.
+
+        Raises:
+          RuntimeError: once, chained to the cause.
+
+        >>> Checkpoints("no such folder").check()
+        """
+        if hosts.count() == 1:
+            self._tell(self._background.failed())
+
+    def _tell(self, error: BaseException | None) -> None:
+        if error is not None:
             raise RuntimeError(
                 f"{self._background.name} failed: {error}; older checkpoints are untouched, save "
                 "again once the cause is gone"
             ) from error
+
+    def room(self, state) -> None:
+        """Raise unless two checkpoints of a state fit on the disk: a new one beside the last.
+
+        Args:
+          state: a tree of arrays [...].
+
+        Raises:
+          OSError: (ENOSPC) with the bytes needed and those free.
+
+        >>> Checkpoints("no such folder").room({"w": jnp.ones(3)})
+        """
+        if hosts.first():
+            size = sum(getattr(x, "nbytes", 8) for x in jax.tree.leaves(state))
+            disk.space(self.folder, 2 * size, "two checkpoints")
 
     def close(self) -> None:
         """Waits, and refuses later saves.
@@ -239,8 +276,10 @@ class Checkpoints:
         body = listing.read(self.folder, self._exists(self.latest() if step is None else step))
         return body | {"metrics": {k: number(x) for k, x in body["metrics"].items()}}
 
-    def restore(self, target, step: int | None = None, *, under="", rename=None) -> Restored:
-        """A checkpoint, every file and leaf of it checked; never cast, partial only if asked.
+    def restore(
+        self, target, step: int | None = None, *, under="", rename=None, allow_cast=False
+    ) -> Restored:
+        """A checkpoint, every file and leaf of it checked; cast or partial only if asked.
 
         Args:
           target: a tree of arrays [...] or `jax.ShapeDtypeStruct`s (with shardings, if wanted) of
@@ -248,6 +287,7 @@ class Checkpoints:
           step: None takes the newest valid one, and warns of newer ones that are damaged.
           under: path of the part that the target is, such as "params"; "" is the whole state.
           rename: {saved path: path in the target} of leaves or whole parts, below `under`.
+          allow_cast: whether floats may change their width (float32 to bfloat16); it is told.
 
         Returns:
           A `Restored`.
@@ -255,7 +295,7 @@ class Checkpoints:
         Raises:
           FileNotFoundError: if there is none.
           CorruptCheckpoint: if the one asked for is damaged, or all are.
-          ValueError: if the target differs; names the first path, both sides and the remedy. If
+          ValueError: if the target differs; names ten paths, both sides and the remedy. If
             `under` or `rename` names a path that was not saved.
 
         >>> import tempfile
@@ -265,7 +305,7 @@ class Checkpoints:
         {'v': Array([1., 1.], dtype=float32)}
         """
         self._background.join()
-        part = (under, rename)
+        part = (under, rename, bool(allow_cast))
         if step is not None:
             return self._loaded(self._exists(step), target, part)
         problems = []
@@ -278,11 +318,10 @@ class Checkpoints:
                 self._damaged.add(one)
                 problems.append(str(error))
                 continue
-            if problems:
-                warnings.warn(
-                    f"restored step {one}, skipping damaged ones: {' | '.join(problems)}",
-                    stacklevel=2,
-                )
+            told = f", skipping damaged ones: {' | '.join(problems)}" if problems else ""
+            told += listing.foreign(self.folder)
+            if told:
+                warnings.warn(f"restored step {one}{told}", stacklevel=2)
             return restored
         if problems:
             raise CorruptCheckpoint(f"no valid checkpoint: {' | '.join(problems)}")
@@ -308,11 +347,12 @@ class Checkpoints:
     def _load(self, step: int, target, part) -> Restored:
         body = listing.read(self.folder, step)
         folder = self._path(step)
+        *part, allow_cast = part
         try:
             pairs = leaves.chosen(body["leaves"], *part)
         except ValueError as error:
             raise ValueError(f"checkpoint {folder}: {error}") from None
-        if differs := leaves.difference([row for _, row in pairs], target):
+        if differs := leaves.difference([row for _, row in pairs], target, allow_cast):
             raise ValueError(
                 f"checkpoint {folder}: {differs}; use the config that made it (config.json), "
                 "or another folder"
@@ -322,10 +362,16 @@ class Checkpoints:
         wanted = leaves.flat(target)
         renamed = {saved["name"]: row for saved, row in pairs}
         saved = [row for row, _ in pairs]
-        placed = {}
+        placed, cast = {}, []
         for row, array in disk.load(folder, saved, whole=len(saved) == len(body["leaves"])):
-            row = renamed[row["name"]]
-            placed[row["name"]] = leaves.place(row, array, wanted[row["name"]][1])
+            saved_as = renamed[row["name"]]
+            want = wanted[saved_as["name"]][1]
+            row, array = leaves.cast(saved_as, array, want)
+            if row is not saved_as:
+                cast.append(f"{row['path']} from {saved_as['dtype']} to {row['dtype']}")
+            placed[row["name"]] = leaves.place(row, array, want)
+        if cast:
+            warnings.warn(f"allow_cast: {len(cast)} leaves cast, first {cast[0]}", stacklevel=4)
         ordered = [placed[name] for name in wanted]
         state = jax.tree.unflatten(jax.tree.structure(target), ordered)
         metrics = {name: number(x) for name, x in body["metrics"].items()}
@@ -341,7 +387,8 @@ class Checkpoints:
             raise FileNotFoundError(_ABSENT.format(self.folder))
         if whole(step) not in valid and whole(step) not in damaged:
             raise FileNotFoundError(
-                f"no checkpoint of step {step} in {self.folder}; there are {sorted(valid)}"
+                f"no checkpoint of step {step} in {self.folder}; there are {sorted(valid)}: "
+                "restore one of these, or the newest by step=None"
             )
         return whole(step)
 

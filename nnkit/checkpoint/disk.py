@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import os
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 
 from nnkit.checkpoint import leaves, manifest
+from nnkit.core.failpoints import failpoint
 from nnkit.parallel import hosts
 
 __all__: list[str] = []  # for this package only
@@ -42,15 +44,22 @@ def commit(folder: Path, save, body, table, arrays) -> None:
     temporary = folder / f".tmp-{body['step']}-{os.getpid()}"
     _writing.add(str(temporary))
     try:
+        failpoint("save.begin")
         space(folder, sum(a.nbytes for a in arrays.values()))
         remove(temporary)
         temporary.mkdir()
+        failpoint("save.folder")
         stored = {n: leaves.encode(a) for n, a in arrays.items() if a.size}  # Orbax refuses empty
         if stored:
-            save(temporary / "arrays", {"state": stored})
+            with context():
+                save(temporary / "arrays", {"state": stored})
+        failpoint("save.arrays")
         finish(temporary, folder / name, body | {"digest": leaves.seal(table, arrays)}, table)
-    except BaseException:
+    except BaseException as error:
+        full = _full(folder, sum(a.nbytes for a in arrays.values()), error)
         remove(temporary)
+        if full is not None:
+            raise full from error
         raise
     finally:
         _writing.discard(str(temporary))
@@ -63,10 +72,15 @@ def finish(temporary: Path, place: Path, body, table) -> None:
     body |= {"created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     body |= {"versions": manifest.versions()}
     body |= {"leaves": table, "files": manifest.file_table(temporary)}
+    failpoint("save.digests")
     manifest.write(temporary, body)
+    failpoint("save.manifest")
     manifest.sync_folder(temporary)
+    failpoint("save.rename")
     os.rename(temporary, place)
+    failpoint("save.renamed")
     manifest.sync_folder(folder)
+    failpoint("save.committed")
 
 
 def load(folder: Path, rows, whole: bool = True) -> Iterator[tuple[Any, np.ndarray]]:
@@ -132,6 +146,8 @@ def context(processes: set[int] | None = None, some: bool = False):
     from orbax.checkpoint import v1 as ocp
 
     found = ocp.Context()
+    # else threads of Orbax wait for a folder that cannot be made, and the exit of the process too
+    found.async_options.create_directories_asynchronously = False
     if processes is not None:
         found.multiprocessing_options.active_processes = processes
         found.multiprocessing_options.primary_host = min(processes)
@@ -145,8 +161,12 @@ def retire(path: Path) -> None:
     trash = path.parent / f".trash-{int(path.name)}"
     if os.path.lexists(trash):
         trash = path.parent / f"{trash.name}-{os.getpid()}"
+    failpoint("delete.rename")
     os.rename(path, trash)
+    failpoint("delete.renamed")
+    manifest.sync_folder(path.parent)  # or a power cut could leave half of it under its old name
     remove(trash)
+    failpoint("delete.removed")
 
 
 def remove(path: Path) -> None:
@@ -169,7 +189,9 @@ def sweep(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _OURS.fullmatch(path.name)
         if match and str(path) not in _writing and not _alive(match[3]):
-            remove(path)
+            with contextlib.suppress(OSError):  # it is never listed, so it may stay
+                failpoint("sweep.remove")
+                remove(path)
 
 
 def run_id(folder: Path) -> str:
@@ -220,11 +242,31 @@ def make(folder: Path) -> None:
         manifest.sync_folder(folder.parent)
 
 
-def space(folder: Path, size: int) -> None:
+def _full(folder: Path, size: int, error: BaseException) -> OSError | None:
+    """The error in numbers, if it is that the disk became full while a checkpoint was written."""
+    said = os.strerror(errno.ENOSPC)
+    if getattr(error, "errno", None) != errno.ENOSPC and said not in str(error):
+        return None
+    if "needed" in str(error):  # said by `space`
+        return None
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(folder).free
+        return OSError(
+            errno.ENOSPC,
+            f"the disk of {folder} became full while a checkpoint was written: needed "
+            f"{int(size * 1.2):,} bytes, free {free:,}; delete something, or choose another folder",
+        )
+    return None
+
+
+def space(folder: Path, size: int, what: str = "a checkpoint") -> None:
+    """Raise unless a disk has room for some bytes of arrays."""
+    while not folder.is_dir():  # it will be made on the disk of its parent
+        folder = folder.parent
     needed, free = int(size * 1.2), shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"not enough space for a checkpoint in {folder}: needed {needed:,} bytes, "
+            f"not enough space for {what} in {folder}: needed {needed:,} bytes, "
             f"free {free:,}; delete something, or choose another folder",
         )

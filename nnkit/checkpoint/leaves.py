@@ -19,6 +19,10 @@ SCALARS = {kind.__name__: kind for kind in (bool, int, float, complex)}
 NATIVE = {"bool", "float16", "float32", "float64", "bfloat16", "complex64", "complex128"}
 NATIVE |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
+FLOATS = {"bfloat16", "float16", "float32", "float64"}  # what `allow_cast` may change
+LOOSE = {"key", "scalar"}  # marks of rows that are no plain arrays
+SHOWN = 10  # differences that are told
+
 
 def escaped(path) -> str:
     """A key path of jax as a name that is unique, bounded in length and stays in its folder."""
@@ -37,7 +41,7 @@ def joined(parts) -> str:
 def flat(tree) -> dict[str, tuple[str, Any]]:
     """The leaves [...] of a tree as {escaped name: (path to show, leaf)}, in order."""
     found: dict[str, tuple[str, Any]] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    for path, leaf in _pairs(tree):
         shown = trees.path_name(path)
         try:
             name = escaped(path)
@@ -51,6 +55,30 @@ def flat(tree) -> dict[str, tuple[str, Any]]:
             )
         found[name] = (shown, leaf)
     return found
+
+
+def _pairs(tree) -> list[tuple[Any, Any]]:
+    """(key path, leaf [...]) of a tree; a dict whose keys have no order is named."""
+    try:
+        return jax.tree_util.tree_flatten_with_path(tree)[0]
+    except (TypeError, ValueError):
+        for path, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=_unsorted)[0]:
+            if _unsorted(x):
+                raise ValueError(
+                    f"{trees.path_name(path) or 'the state'} is a dict with the keys "
+                    f"{list(x)[:4]!r:.100}, which have no order, expected names of one type; "
+                    "rename some"
+                ) from None
+        raise
+
+
+def _unsorted(x) -> bool:
+    if isinstance(x, dict):
+        try:
+            sorted(x)
+        except TypeError:
+            return True
+    return False
 
 
 def entry(name: str, path: str, leaf) -> dict[str, Any]:
@@ -176,10 +204,18 @@ def chosen(table, under: str = "", rename=None) -> list[tuple[dict[str, Any], di
     return pairs
 
 
-def difference(table, target) -> str:
-    """The first leaf at which the saved table and a target differ, in words; "" if in none."""
+def difference(table, target, allow_cast: bool = False) -> str:
+    """The leaves at which the saved table and a target differ, ten at most; "" if in none.
+
+    Args:
+      table: the rows as they were saved.
+      target: a tree of arrays [...] or `jax.ShapeDtypeStruct`s.
+      allow_cast: whether a float may be wanted in another width.
+    """
     saved = {row["name"]: row for row in table}
     wanted = {n: entry(n, path, leaf) for n, (path, leaf) in flat(target).items()}
+    if allow_cast:
+        wanted = {n: row | _as_saved(saved.get(n), row) for n, row in wanted.items()}
     extra = [show(row) for name, row in saved.items() if name not in wanted]
     found = []
     for name, row in wanted.items():
@@ -192,8 +228,33 @@ def difference(table, target) -> str:
                 f"the model wants {show(row, '')}"
             )
     found += [f"{text.replace(' ', ' was saved as ', 1)}, the model has none" for text in extra]
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return found[0] + more if found else ""
+    if len(found) < 2:
+        return found[0] if found else ""
+    listed = "".join(f"\n  {text}" for text in found[1:SHOWN])
+    rest = f"\n  ... {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return f"{found[0]} (and {len(found) - 1} more){listed}{rest}"
+
+
+def _as_saved(saved, row) -> dict[str, str]:
+    """The dtype of a row as it was saved, if a cast to the one wanted only changes its width."""
+    if saved is None or saved["shape"] != row["shape"] or not LOOSE.isdisjoint({*saved, *row}):
+        return {}
+    return {"dtype": saved["dtype"]} if {saved["dtype"], row["dtype"]} <= FLOATS else {}
+
+
+def cast(row, array: np.ndarray, want) -> tuple[dict[str, Any], np.ndarray]:
+    """(row, array [...]) in the dtype that is wanted; `difference` has allowed it.
+
+    Args:
+      row: of the leaf table.
+      array: as it was saved.
+      want: the leaf of the target.
+    """
+    dtype = getattr(want, "dtype", None)
+    if "key" in row or "scalar" in row or dtype is None or str(dtype) == row["dtype"]:
+        return row, array
+    with np.errstate(over="ignore"):  # too large for float16 is inf, as in a cast on a device
+        return row | {"dtype": str(dtype)}, array.astype(np.dtype(dtype))
 
 
 def show(row, path: str | None = None) -> str:

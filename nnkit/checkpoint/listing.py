@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,13 +40,40 @@ def survey(folder: Path) -> Survey:
     return found
 
 
+def foreign(folder: Path) -> str:
+    """What looks like a checkpoint of this run and is none, and why; it is left alone."""
+    found: dict[str, str] = {}
+    run = disk.run_id(folder)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        name = path.name
+        if name.startswith("."):
+            continue
+        if not name.isdecimal():
+            if re.match(r"[0-9]", name):
+                found[name] = "no name of a checkpoint"
+        elif path.is_symlink():
+            found[name] = "a link"
+        elif not path.is_dir():
+            found[name] = "no folder"
+        elif not manifest.STEP.fullmatch(name) or name != f"{int(name):08d}":
+            found[name] = "no name of a checkpoint"
+        elif not manifest.looks_ours(path):
+            found[name] = "a folder without a manifest"
+        else:
+            with contextlib.suppress(manifest.CorruptCheckpoint):
+                if read(folder, int(name))["run"] != run:
+                    found[name] = "of another run"
+    said = ", ".join(f"{name} ({why})" for name, why in found.items())
+    return f"; no checkpoints, and left alone: {said}" if said else ""
+
+
 def read(folder: Path, step: int) -> dict[str, Any]:
     """The manifest of a step, which must be of that step."""
     path = folder / f"{step:08d}"
     body = manifest.read(path)
     if body["step"] != step:
         raise manifest.CorruptCheckpoint(
-            f"checkpoint {path}: its manifest is that of step {body['step']}; give it that name"
+            f"checkpoint {path}: {manifest.NAME} is that of step {body['step']}; give it that name"
         )
     return body
 

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nnkit.core.documents import parsed
+
 __all__ = ["CorruptCheckpoint", "verify"]
 
 FORMAT = 1
@@ -75,11 +77,11 @@ def read(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise corrupt(f"cannot be read ({error.strerror})") from error
     try:
-        body = json.loads(data)
+        body = parsed(data)
         same = isinstance(body, dict) and canonical(body) == data
         found = body.pop("sha256", None) if same else None
     except (ValueError, RecursionError) as error:
-        raise corrupt("is no JSON") from error
+        raise corrupt(f"is no JSON ({error!s:.80})") from error
     if not same or found != hashlib.sha256(canonical(body)).hexdigest():
         raise corrupt("does not match its own sha256")
     if body.get("format") != FORMAT:

@@ -21,6 +21,7 @@ import numpy as np
 
 from nnkit.checkpoint import disk, leaves, listing, manifest
 from nnkit.core import trees
+from nnkit.core.failpoints import failpoint
 from nnkit.parallel import hosts
 
 __all__: list[str] = []  # for this package only
@@ -55,6 +56,7 @@ def begun(folder: Path, body, state) -> Callable[[], None]:
     def work():
         try:
             _stage(temporary, "written", lambda: _written(temporary, response, pieces))
+            failpoint("save.parts")
             rows = [row for row in table if row["name"] in spread]
             _stage(temporary, "read back", lambda: _hashed(temporary, rows))
             _stage(temporary, "committed", lambda: _commit(folder, temporary, body, table, arrays))

@@ -7,7 +7,11 @@ import math
 import operator
 from typing import Any
 
+from nnkit.core.documents import parsed
+
 __all__: list[str] = []  # for this package only
+
+LEVELS = 24  # of lists and objects; a manifest has 32 at most
 
 
 def whole(step) -> int:
@@ -30,7 +34,7 @@ def whole(step) -> int:
 
 
 def json_value(name: str, value) -> Any:
-    """A value as JSON gives it back, at most 1 MB.
+    """A value as JSON gives it back: at most 1 MB and 24 levels, each name of an object once.
 
     >>> json_value("meta", {"widths": (3, 4)})
     {'widths': [3, 4]}
@@ -43,7 +47,13 @@ def json_value(name: str, value) -> Any:
         raise ValueError(
             f"{name} has {len(text)} characters as JSON, at most {2**20} fit; keep it in a file"
         )
-    return json.loads(text)
+    try:
+        return parsed(text, depth=LEVELS)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} is {value!r:.80}, expected JSON of at most {LEVELS} levels, each name once: "
+            f"{error}; make it flatter, or rename a key"
+        ) from None
 
 
 def data_position(value) -> int | dict[str, Any]:

@@ -15,6 +15,7 @@ from nnkit.cli.restored import (
     read_json,
     restored,
 )
+from nnkit.core.privacy import private
 
 __all__ = ["export"]
 
@@ -139,4 +140,4 @@ def _card(run: Path, found: Restored, asked) -> dict:
     versions = last.get("versions")
     if isinstance(versions, dict):
         card["versions"] = {name: version for name, version in versions.items() if version}
-    return card
+    return private(card)

@@ -1,4 +1,4 @@
-"""`nnkit eval`, `ls`, `verify` and `doctor`: look at what there is."""
+"""`nnkit eval`, `ls` and `doctor`: look at what there is."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import textwrap
 import time
 from pathlib import Path
 
-from nnkit.cli.restored import NotRestored, checkpoints, restored
+from nnkit.cli.restored import NotRestored, restored
 
-__all__ = ["doctor", "evaluate", "list_runs", "verify"]
+__all__ = ["doctor", "evaluate", "list_runs"]
 
 # (name, jax, flax): versions that are known to work together
 STACKS = [
@@ -134,40 +134,6 @@ def _row(folder: Path) -> dict:
         "minutes ago": round(age / 60),
         "last evaluation": f"{values.get('split', '')} {', '.join(text)}".strip(),
     }
-
-
-def verify(words: list[str]) -> int:
-    """nnkit verify RUN: every file of every checkpoint against size and SHA-256.
-
-    Args:
-      words: the words after the verb.
-
-    Returns:
-      1 if anything is damaged.
-
-    >>> verify(["no-such-run"])
-    no-such-run has no checkpoints
-    2
-    """
-    if len(words) != 1 or words[0].startswith("-"):
-        print("usage: nnkit verify RUN")
-        return 0 if words in (["-h"], ["--help"]) else 2
-    folder = Path(words[0])
-    inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    steps = checkpoints(inside)
-    if not steps:
-        print(f"{folder} has no checkpoints")
-        return 2
-    from nnkit.checkpoint import verify as problems_of
-
-    bad = 0
-    for path in steps:
-        problems = problems_of(path)
-        bad += bool(problems)
-        print(f"{'damaged' if problems else 'ok     '}  {path}")
-        for problem in problems:
-            print(f"         {problem}")
-    return 1 if bad else 0
 
 
 def doctor(words: list[str]) -> int:

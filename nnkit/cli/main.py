@@ -17,7 +17,7 @@ VERBS = {
     "export": "write the model of RUN into OUT, for transformers or as StableHLO",
     "plan": "say what EXPERIMENT takes on chips one does not have: --topology v5e:4x4",
     "ls": "list the runs of a folder",
-    "verify": "check every file of the checkpoints of RUN against its digest",
+    "verify": "check a run, a checkpoint or a weights file against the digests in it",
     "doctor": "say which versions and devices this machine has, and what is wrong",
 }
 
@@ -43,10 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
       0 if all went well, 1 if the verb found a fault, 2 if the words were wrong, 130 if it was
-      interrupted.
+      interrupted. SIGTERM while training saves, and ends the process with 143.
 
     >>> main(["trian"])
-    nnkit has no verb 'trian'; perhaps you meant 'train'
+    nnkit has no verb 'trian'; perhaps you meant 'train': see nnkit --help
     2
     """
     words = sys.argv[1:] if arguments is None else arguments
@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"perhaps you meant {near[0]!r}" if near else f"the verbs are {', '.join(VERBS)}"
-        print(f"nnkit has no verb {verb!r}; {hint}")
+        hint = f"perhaps you meant {near[0]!r}" if near else f"expected {', '.join(VERBS)}"
+        print(f"nnkit has no verb {verb!r}; {hint}: see nnkit --help")
         return 2
     place = {
         "demo": "train",
@@ -71,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         "export": "export",
         "plan": "plan",
         "sweep": "sweep",
+        "verify": "verify",
     }
     place = place.get(verb, "inspect")
     try:

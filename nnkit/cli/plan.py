@@ -125,7 +125,7 @@ def _devices(topology: str | None) -> None:
         return
     import jax
 
-    from nnkit.cost import chip
+    from nnkit.cost import chip, target
 
     name, _, shape = topology.partition(":")
     kind = chip(name).kind
@@ -134,6 +134,7 @@ def _devices(topology: str | None) -> None:
         there = max(1, getattr(jax.config, "jax_num_cpu_devices", 1))
         if kind == "cpu" and shape.isdigit() and int(shape) > there:
             jax.config.update("jax_num_cpu_devices", int(shape))
+    target(topology)  # a compiler that is missing is said before any data are read
 
 
 def _work(asked, rest: list[str]) -> tuple[Any, Any, Any]:
@@ -147,7 +148,12 @@ def _work(asked, rest: list[str]) -> tuple[Any, Any, Any]:
         if rest:
             raise ValueError(f"{asked.experiment} is a model and has no field {rest[0]!r}")
         return published(asked.experiment, asked.batch or 8)
-    return _experiment(asked, rest)
+    try:
+        return _experiment(asked, rest)
+    except FileNotFoundError as error:
+        if asked.experiment in known or asked.experiment.endswith(".py"):
+            raise
+        raise FileNotFoundError(f"{error}, or a size of GPT: {', '.join(SIZES)}") from error
 
 
 def published(size: str, batch_size: int) -> tuple[Any, Any, Any]:
@@ -180,6 +186,7 @@ def _experiment(asked, rest: list[str]) -> tuple[Any, Any, Any]:
     import tyro
 
     from nnkit.cli.train import load
+    from nnkit.data.prepared import downloads
 
     module = load(asked.experiment)
     if not hasattr(module, "build"):
@@ -192,8 +199,12 @@ def _experiment(asked, rest: list[str]) -> tuple[Any, Any, Any]:
     if any(field.name == "devices" for field in dataclasses.fields(config)):
         config = dataclasses.replace(config, devices=1)  # the plan spreads the work, not the step
     print(f"building {name} ...", file=sys.stderr, flush=True)
-    step, train, _ = module.build(config)
-    batch = next(iter(train))
+    token = downloads.set(False)
+    try:
+        step, train, _ = module.build(config)
+        batch = next(iter(train))
+    finally:
+        downloads.reset(token)
     if asked.batch is not None:
         batch = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((asked.batch, *x.shape[1:]), x.dtype), batch

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from nnkit.core.documents import document
 
 __all__ = ["NotRestored", "Restored", "inputs", "language", "network", "one_member", "restored"]
 
@@ -75,7 +76,7 @@ def restored(folder, latest: bool = False) -> Restored:
     """
     folder = Path(folder)
     record = read_json(folder / "config.json")
-    if record is None:
+    if not isinstance(record, dict):
         raise NotRestored(
             f"{folder} is no run folder: it has no config.json; `nnkit ls` lists runs"
         )
@@ -100,11 +101,17 @@ def restored(folder, latest: bool = False) -> Restored:
 
     cache_programs()
     try:
-        module = load(record["experiment"])
+        module = load(_program(folder, record["experiment"]))
     except FileNotFoundError as error:
         raise NotRestored(str(error)) from error
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
-    config = module.Config(**fields)
+    try:
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
+        config = module.Config(**fields)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise NotRestored(
+            f"config.json of {folder} does not fit the Config of {record['experiment']}: {error}; "
+            "take the version of the experiment that made the run (env.json has its commit)"
+        ) from error
     cores_as_devices(config)
     try:
         step, train, evaluations = module.build(config)
@@ -123,6 +130,24 @@ def restored(folder, latest: bool = False) -> Restored:
     which = "newest" if best is None else f"best by {(record.get('keep_best') or ['?'])[0]}"
     said = f"{folder} at step {found.step:,}, the {which} checkpoint"
     return Restored(module, config, step, train, evaluations, step.weights(found.state), said)
+
+
+def _program(folder: Path, name) -> str:
+    """The experiment of a run as `load` takes it; a folder that brings its own is refused.
+
+    A file that config.json names is run. One that came with the folder could be anybody's.
+    """
+    if not isinstance(name, str) or not name.endswith(".py"):
+        return str(name)
+    path = Path(name).expanduser()
+    inside = path.resolve().is_relative_to(folder.resolve())
+    if not path.is_absolute() or inside:
+        raise NotRestored(
+            f"config.json of {folder} names the program {name!r}, expected a name of an experiment "
+            "or a whole path outside of the run folder: a folder that came from elsewhere could "
+            "run anything; look at the file, and train with it again"
+        )
+    return str(path)
 
 
 def language(folder, latest: bool = False, member: int = 0) -> tuple:
@@ -285,7 +310,8 @@ def of_transformers(folder) -> bool:
     >>> of_transformers("no-such-folder")
     False
     """
-    return "model_type" in (read_json(Path(folder) / "config.json") or {})
+    found = read_json(Path(folder) / "config.json")
+    return isinstance(found, dict) and "model_type" in found
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -298,12 +324,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path):
-    """What a JSON file holds, or None.
+    """What a JSON file holds, or None: config.json of at most 1 MB, others of 64 MB.
 
     >>> read_json(Path("no-such-file")) is None
     True
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+        return document(path, limit=2**20 if path.name == "config.json" else 2**26)
+    except (OSError, ValueError):
         return None

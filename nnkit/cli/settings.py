@@ -10,7 +10,7 @@ import types
 import typing
 from typing import Any, NamedTuple
 
-__all__ = ["Field", "WrongGrid", "field", "label", "replaced", "settings"]
+__all__ = ["Field", "WrongGrid", "field", "label", "replaced", "settings", "switches"]
 
 NOT = {
     "seed": "the base of everything random stays one; --seeds N is for repeated runs",
@@ -74,12 +74,38 @@ def field(config, text: str) -> Field:
     name = name.strip().replace("-", "_")
     kind = _type(config, name)
     if name.rsplit(".", 1)[-1] in NOT and "." not in name:
-        raise WrongGrid(f"--grid {name}: cannot be swept: {NOT[name]}")
+        raise WrongGrid(f"--grid {name}: {listed} cannot be swept: {NOT[name]}; leave it out")
     values = [_value(name, word, kind) for word in words]
     twice = next((v for i, v in enumerate(values) if v in values[:i]), None)
     if twice is not None:
-        raise WrongGrid(f"--grid {name}: {twice} is given twice")
+        raise WrongGrid(f"--grid {name}: {twice} is given twice, expected once; drop one")
     return Field(name, values, kind is float or _floats(kind))
+
+
+def switches(kind: type, words: list[str]) -> str:
+    """What is wrong if a field that is true or false was given a word: --decay yes. "" if none was.
+
+    Args:
+      kind: the class of a Config.
+      words: of the command line.
+
+    Returns:
+      A sentence for the user, or "".
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Config:
+    ...     decay: bool = False
+    >>> switches(Config, ["--decay", "yes"])
+    "--decay was given 'yes', expected --decay alone, or --no-decay; leave the word out"
+    """
+    hints = typing.get_type_hints(kind)
+    names = {name.replace("_", "-") for name, hint in hints.items() if hint is bool}
+    for flag, word in itertools.pairwise(words):
+        name = flag.removeprefix("--").removeprefix("no-").replace("_", "-")
+        if flag.startswith("--") and name in names and not word.startswith("--"):
+            alone = f"--{name} alone, or --no-{name}"
+            return f"{flag} was given {word!r}, expected {alone}; leave the word out"
+    return ""
 
 
 def settings(config, fields: list[Field]) -> list[dict[str, Any]]:
@@ -145,13 +171,10 @@ def _type(config, name: str):
         known = {f.name for f in dataclasses.fields(here)} if dataclasses.is_dataclass(here) else {}
         if part not in known:
             near = difflib.get_close_matches(part, known, n=1)
-            hint = (
-                f"perhaps you meant {near[0]!r}"
-                if near
-                else f"there are {', '.join(sorted(known))}"
-            )
+            hint = f"perhaps you meant {near[0]!r}" if near else "name another"
             whose = f"{'.'.join(path[:depth])} has" if depth else "the experiment has"
-            raise WrongGrid(f"--grid {name}: {whose} no field {part!r}; {hint}")
+            there = ", ".join(map(repr, sorted(known))) or "none"
+            raise WrongGrid(f"--grid {name}: {whose} no field {part!r}; {hint}; there are {there}")
         kind = typing.get_type_hints(type(here))[part]
         here = getattr(here, part)
     return kind
@@ -189,4 +212,5 @@ def _value(name: str, word: str, kind):
     said = {bool: "true or false", int: "an integer", float: "a finite number"}.get(kind)
     if said is None:
         raise WrongGrid(f"--grid {name}: a field of type {kind} cannot be swept")
-    raise WrongGrid(f"--grid {name}: {word!r}, expected {said}")
+    like = {bool: "true,false", int: "10,20"}.get(kind, "0.1,0.3")
+    raise WrongGrid(f"--grid {name}: {word!r}, expected {said}, such as --grid {name}={like}")

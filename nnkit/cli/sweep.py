@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import re
@@ -69,8 +70,11 @@ def sweep(words: list[str]) -> int:
         return 2
     n = len(plan.settings) * plan.seeds
     print(f"{len(plan.settings)} settings x {plan.seeds} seeds = {n} runs in {plan.folder}")
+    from nnkit.loop.interrupts import ending
+
     try:
-        return _conduct(plan)
+        with ending():
+            return _conduct(plan)
     except (WrongGrid, NotADirectoryError) as error:
         print(error)
         return 2
@@ -108,8 +112,6 @@ def _plan(parser, module, name: str, words: list[str]) -> Plan:
     asked, rest = parser.parse_known_args(words)
     if asked.seeds < 1:
         raise WrongGrid(f"--seeds {asked.seeds}: expected at least 1; 5 is usual")
-    if _counts(asked)[1] not in (None, *MODES) and asked.mode is None:
-        raise WrongGrid(f"--metric {asked.metric}: say what is good: --mode max or --mode min")
     config = tyro.cli(
         module.Config, args=rest, prog=f"nnkit sweep {name}", config=(tyro.conf.OmitArgPrefixes,)
     )
@@ -118,6 +120,7 @@ def _plan(parser, module, name: str, words: list[str]) -> Plan:
         raise WrongGrid(
             "give at least one --grid FIELD=VALUE,VALUE such as learning_rate=1e-3,3e-3"
         )
+    _given_once(fields, rest)
     found = settings(config, fields)
     from nnkit.cli.train import unused
     from nnkit.loop.records import canonical
@@ -130,6 +133,19 @@ def _plan(parser, module, name: str, words: list[str]) -> Plan:
     if folder.exists() and not folder.is_dir():
         raise WrongGrid(f"{folder} is a file, expected a folder for the sweep; give another name")
     return Plan(module, name, config, fields, found, asked.seeds, asked, folder)
+
+
+def _given_once(fields: list[Field], words: list[str]) -> None:
+    """Raise if a field is given a value beside the values of its grid, which would be dropped."""
+    given = {word.partition("=")[0].replace("_", "-"): word for word in words}
+    for one in fields:
+        name = one.name.replace("_", "-")
+        for flag in (f"--{name}", f"--no-{name}"):
+            if flag in given:
+                raise WrongGrid(
+                    f"{given[flag]} and --grid {one.name}=... both decide {one.name}, expected one "
+                    "of them: add its value to the grid, or leave the grid out"
+                )
 
 
 def _conduct(plan: Plan) -> int:
@@ -149,11 +165,12 @@ def _together(plan: Plan) -> list[list[dict]]:
     logs: list[list[dict]] = [[] for _ in plan.settings]
     traced = [f.name for f in plan.fields if f.traced]
     first = replaced(plan.config, plan.settings[0])
-    train, _ = plan.module.batches(first)
+    train, held = plan.module.batches(first)
     try:
-        plan.module.single(first, train)
+        task, step, _ = plan.module.single(first, train)
     except ValueError as error:
         raise WrongGrid(f"the experiment cannot train with {first}: {error}") from error
+    _metric_there(plan, task, step, train, held)
     traced = [name for name in traced if _enters(plan, name, train)]
     groups: dict[str, list[int]] = {}
     for i, setting in enumerate(plan.settings):
@@ -200,7 +217,6 @@ def _program(plan: Plan, config, mine: list[dict], folder: Path) -> list[dict]:
     )
     hooks: Any = [nk.evaluate(nk.stacked(judged), b, split=split) for split, b in held.items()]
     state = nk.init(step, jax.random.key(getattr(config, "seed", 0)), first)
-    _metric_there(plan, hooks[0].trial(*jax.eval_shape(step.weights, state)), held)
     belongs = {"config": config, "grid": {n: x.tolist() for n, x in grid.items()}, "steps": steps}
     print("; ".join(nk.chosen(step, first)), flush=True)
     every = max(1, steps // 10)
@@ -261,6 +277,7 @@ def _apart(plan: Plan) -> list[list[dict]]:
             f"the experiment {plan.name!r} has neither single(config, train) and batches(config), "
             "nor a field `seeds`: it cannot be swept over seeds (docs/sweeps.md)"
         )
+    _mode_said(plan)
     print(f"{plan.name} has no single(config, train): a run of its own for each setting")
     logs = []
     for setting in plan.settings:
@@ -277,16 +294,31 @@ def _apart(plan: Plan) -> list[list[dict]]:
     return logs
 
 
-def _metric_there(plan: Plan, names, held) -> None:
-    """Raise before hours are spent if what is asked for will not be measured."""
+def _metric_there(plan: Plan, task, step, train, held) -> None:
+    """Raise before anything is compiled if what is asked for will not be measured."""
+    import jax
+
+    import nnkit as nk
+
     split, metric = _counts(plan.asked)
-    known = sorted(set(names) - {"split"})
-    if (split is None or split in held) and (metric is None or metric in known):
-        return
-    raise WrongGrid(
-        f"--metric {plan.asked.metric}: the evaluations of {sorted(held)} give {known}; write "
-        f"{next(iter(held))}/{known[0]}"
-    )
+    state = jax.eval_shape(step.init, jax.random.key(0), next(iter(train)))
+    hook = nk.evaluate(task, next(iter(held.values())))
+    known = sorted(set(hook.trial(*jax.eval_shape(step.weights, state))) - {"split"})
+    if split not in (None, *held) or metric not in (None, *known):
+        there = [f"{s}/{m}" for s in held for m in known]
+        asked = plan.asked.metric if split else f"{next(iter(held))}/{metric}"
+        near = difflib.get_close_matches(asked, there, n=1, cutoff=0.0)[0]
+        raise WrongGrid(
+            f"--metric {plan.asked.metric}: the evaluations of {sorted(held)} give {known}; the "
+            f"nearest is {near}"
+        )
+    _mode_said(plan)
+
+
+def _mode_said(plan: Plan) -> None:
+    """Raise if nobody says what is good of a metric that is not one of the usual."""
+    if _counts(plan.asked)[1] not in (None, *MODES) and plan.asked.mode is None:
+        raise WrongGrid(f"--metric {plan.asked.metric}: say what is good: --mode max or --mode min")
 
 
 def _counts(asked) -> tuple[str | None, str | None]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import importlib
 import importlib.util
 import os
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
+
+from nnkit.cli.settings import switches
 
 __all__ = ["demo", "launch", "load", "train"]
 
@@ -47,7 +48,9 @@ def load(name: str) -> ModuleType:
     path = Path(name) if name.endswith(".py") else known.get(name)
     if path is not None and not path.is_file():
         names = ", ".join(sorted(known))
-        raise FileNotFoundError(f"there is no file {name}; experiments known by name: {names}")
+        raise FileNotFoundError(
+            f"there is no file {name}, expected a file.py; or give one of {names}"
+        )
     if path is None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"perhaps you meant {near[0]!r}" if near else f"there are {', '.join(sorted(known))}"
@@ -66,7 +69,7 @@ def load(name: str) -> ModuleType:
 
 
 def train(words: list[str]) -> int:
-    """nnkit train EXPERIMENT [--field value] [--folder RUN] [--fresh] [--hosts].
+    """nnkit train EXPERIMENT [--field value] [--folder RUN] [--fresh] [--hosts] [--platform KIND].
 
     Args:
       words: the words after the verb.
@@ -81,9 +84,11 @@ def train(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         known = sorted({p.stem for folder in folders() for p in folder.glob("[a-z]*.py")})
         print("usage: nnkit train EXPERIMENT [--field value] [--folder RUN] [--fresh] [--hosts]")
+        print("                               [--platform cpu|gpu|tpu]")
         print(f"experiments: {', '.join(known)}, or a file.py")
         print("nnkit train EXPERIMENT --help lists its fields; --hosts joins the other hosts of")
-        print("a cluster, where the same command runs (docs/hosts)")
+        print("a cluster, where the same command runs (docs/hosts); without a cluster give")
+        print("--hosts host:port,processes,number; --platform must be there")
         return 0 if words else 2
     try:
         module = load(words[0])
@@ -120,6 +125,32 @@ def launch(file: str) -> None:
     raise SystemExit(conduct(load(file), Path(file).stem, sys.argv[1:]))
 
 
+def joined(words: list[str]) -> list[str]:
+    """Joins the other hosts if the words say --hosts [ADDRESS,PROCESSES,NUMBER]; the other words.
+
+    >>> joined(["--steps", "3"])
+    ['--steps', '3']
+    >>> joined(["--hosts", "here,2"])
+    Traceback (most recent call last):
+        ...
+    ValueError: --hosts here,2: expected nothing more, or host:port,processes,number
+    """
+    if "--hosts" not in words:
+        return words
+    i = words.index("--hosts")
+    numbers = words[i + 1].split(",") if i + 1 < len(words) and words[i + 1][0] != "-" else []
+    if numbers and not (len(numbers) == 3 and all(n.isdigit() for n in numbers[1:])):
+        said = ",".join(numbers)
+        raise ValueError(f"--hosts {said}: expected nothing more, or host:port,processes,number")
+    from nnkit.parallel import hosts  # before anything else of jax
+
+    if not numbers:
+        hosts.start()
+        return words[:i] + words[i + 1 :]
+    hosts.start(numbers[0], num_processes=int(numbers[1]), process_id=int(numbers[2]))
+    return words[:i] + words[i + 2 :]
+
+
 def conduct(module: ModuleType, name: str, words: list[str]) -> int:
     """Read the configuration from words, choose the run folder, train.
 
@@ -127,9 +158,11 @@ def conduct(module: ModuleType, name: str, words: list[str]) -> int:
     2
     """
     try:
-        if "--hosts" in words:  # before anything else of jax
-            words = [word for word in words if word != "--hosts"]
-            importlib.import_module("nnkit.parallel.hosts").start()
+        words = joined(required(words))
+    except (ValueError, RuntimeError, TimeoutError) as error:
+        print(error)
+        return 2
+    try:
         config, folder, fresh = _parsed(module, name, words)
     except SystemExit as ended:  # --help, or words that are wrong: said by tyro
         return int(ended.code or 0)
@@ -139,6 +172,7 @@ def conduct(module: ModuleType, name: str, words: list[str]) -> int:
     if fresh:
         place = Path(hosts.shared(str(unused(place))))
     from nnkit.cli.restored import checkpoints
+    from nnkit.loop.interrupts import ending
     from nnkit.loop.records import claimable
 
     try:
@@ -153,7 +187,8 @@ def conduct(module: ModuleType, name: str, words: list[str]) -> int:
     try:
         cache_programs()
         cores_as_devices(config)
-        module.main(config, place)
+        with ending():
+            module.main(config, place)
     except FloatingPointError as error:
         print(error)
         return 1
@@ -168,9 +203,33 @@ def conduct(module: ModuleType, name: str, words: list[str]) -> int:
     return 0
 
 
+def required(words: list[str]) -> list[str]:
+    """The words without `--platform KIND`, once that is known to be here.
+
+    >>> required(["--steps", "3", "--platform", "cpu"])
+    ['--steps', '3']
+    """
+    if "--platform" not in words:
+        return words
+    import jax
+
+    from nnkit.core import platforms
+
+    at = words.index("--platform")
+    kind = "".join(words[at + 1 : at + 2])
+    if kind == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    platforms.require(kind)
+    return words[:at] + words[at + 2 :]
+
+
 def _parsed(module: ModuleType, name: str, words: list[str]):
     """(config, folder, fresh) from words."""
     import tyro
+
+    if wrong := switches(module.Config, words):
+        print(wrong, file=sys.stderr)
+        raise SystemExit(2)
 
     def parsed(config, folder="", fresh=False):
         return config, folder, fresh

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import math
 import operator
+import types
+import typing
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["concrete", "dims", "indices", "positive", "real", "same", "seen", "shares", "sizes"]
+from nnkit.core.ranges import indexed
+
+__all__ = [
+    "concrete",
+    "dims",
+    "indices",
+    "positive",
+    "real",
+    "same",
+    "seen",
+    "shares",
+    "sizes",
+    "typed",
+]
 
 
 def dims(spec: str, **arrays) -> SimpleNamespace:
@@ -116,6 +134,7 @@ def indices(logits, labels):
             f"labels run from {known.min()} to {known.max()}, but the logits have {c} classes "
             f"(0..{c - 1}); subtract the minimum or widen the last layer (masked places: put 0)"
         )
+    indexed(labels, c)
     labels = jnp.asarray(labels)
     labels = labels if labels.dtype.itemsize == 8 else labels.astype(jnp.int32)
     bad = (labels < 0) | (labels >= c)
@@ -141,11 +160,19 @@ def positive(**numbers) -> None:
             raise TypeError(f"{name} is the string {x!r}, expected a number: write {name}={x}")
         known = concrete(x)
         if known is not None and known.dtype.kind in "OSUcmM":
-            raise TypeError(f"{name} is {x!r:.60}, expected a number > 0")
+            hint = "; a schedule goes into tx=optax.adamw(schedule)" if callable(x) else ""
+            raise TypeError(
+                f"{name} is {x!r:.60}, expected a number > 0, such as {name}=1e-3{hint}"
+            )
+        if known is not None and not known.size:
+            raise ValueError(
+                f"{name} is {x!r:.60}, expected at least one number > 0, such as {name}=(1e-3,)"
+            )
         if known is None or np.all(np.isfinite(known) & (known > 0)):
             continue
         bad = known[~(np.isfinite(known) & (known > 0))].ravel()[0] if known.ndim else known
-        hint = "; 1e-3 is a usual start" if name.endswith("learning_rate") else ""
+        rate = name.endswith(("learning_rate", "learning_rates"))
+        hint = "; 1e-3 is a usual start" if rate else f", such as {name}=1"
         raise ValueError(f"{name} is {bad}, expected a finite number > 0{hint}")
 
 
@@ -279,6 +306,86 @@ def shares(owner: str, **fields) -> None:
             raise TypeError(f"{said}0.5 one half")
         if not 0 <= known < 1:
             raise ValueError(f"{said}0.5 one half")
+
+
+def typed(config) -> None:
+    """Every field of a dataclass must be of the type it is annotated with; nothing is converted.
+
+    An int is no bool, a float no string and not NaN; it is infinite only where the default is.
+    Traced numbers pass as floats. The last line of the `__post_init__` of a Config.
+
+    Args:
+      config: a dataclass instance of numbers, texts, literals, tuples of them, and dataclasses.
+
+    Raises:
+      TypeError: if a field is of another type.
+      ValueError: if a text is not one of the literals, a float is not finite, or an integer has
+        more than 32 bits.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Config:
+    ...     steps: int = 1000
+    >>> typed(Config(steps="10"))
+    Traceback (most recent call last):
+        ...
+    TypeError: steps is the string '10', expected an integer: write steps=10
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        default = None if field.default is dataclasses.MISSING else field.default
+        _fits(field.name, getattr(config, field.name), hints[field.name], default)
+
+
+def _fits(name: str, x: typing.Any, kind: typing.Any, default: typing.Any) -> None:
+    """Raise unless a value is of a type; the default is what the remedy shows."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    example = {int: 10, float: 0.1, bool: True}.get(kind, "name")
+    like = f", such as {example!r}" if default is None else f"; {default!r:.60} is usual"
+    if origin in (typing.Union, types.UnionType):
+        if x is None and type(None) in inside:
+            return
+        kind = next(k for k in inside if k is not type(None))
+        _fits(name, x, kind, default)
+        return
+    if origin is typing.Literal:
+        if not any(x == one and type(x) is type(one) for one in inside):
+            near = difflib.get_close_matches(str(x), [str(one) for one in inside], n=1)
+            hint = f"; perhaps you meant {near[0]!r}" if near else like
+            known = ", ".join(map(repr, inside))
+            raise ValueError(f"{name} is {x!r:.60}, expected one of {known}{hint}")
+        return
+    if origin is tuple and inside[1:] == (...,):
+        if not isinstance(x, tuple | list):
+            one = f": write {name}=({x!r:.60},)" if isinstance(x, int | float | str) else like
+            raise TypeError(f"{name} is {x!r:.60}, expected a tuple{one}")
+        for i, one in enumerate(x):
+            _fits(f"{name}[{i}]", one, inside[0], default[0] if default else None)
+        return
+    if kind not in SAID:
+        return
+    said = f"{name} is {x!r:.60}, expected {SAID[kind]}"
+    right = type(x) is kind
+    if kind is int:
+        right = _whole(x) and not isinstance(x, jax.Array | np.ndarray)
+    elif kind is float:  # an array: traced, in a sweep
+        right = isinstance(x, float | np.floating | jax.Array) or _whole(x)
+    if isinstance(x, str) and not right:
+        written = x.replace(".", "", 1).replace("e-", "").removeprefix("-").isdigit()
+        word = f": write {name}={x}" if written and "[" not in name else like
+        raise TypeError(f"{name} is the string {x!r:.60}, expected {SAID[kind]}{word}")
+    if not right:
+        raise TypeError(said + like)
+    if kind is int and not -(2**31) <= int(x) < 2**31:
+        raise ValueError(f"{said} of 32 bits, -2147483648..2147483647{like}")
+    if kind is float and isinstance(x, float | np.floating):
+        endless = isinstance(default, float) and math.isinf(default)
+        if math.isnan(x) or (math.isinf(x) and not endless):
+            raise ValueError(f"{name} is {x}, expected a finite number{like}")
+        if math.isfinite(x) and abs(x) > 3.4e38:
+            raise ValueError(f"{name} is {x}, expected at most 3.4e38, as in float32{like}")
+
+
+SAID = {int: "an integer", float: "a number", str: "a text", bool: "True or False"}
 
 
 def _size(x, said: str) -> None:

@@ -57,12 +57,12 @@ def seed(number: int) -> int:
     >>> seed(2**32 + 1)
     Traceback (most recent call last):
         ...
-    ValueError: seed is 4294967297, expected 0 to 4294967295
+    ValueError: seed is 4294967297, expected 0 to 4294967295; 0 is usual
     """
     if isinstance(number, bool) or not hasattr(type(number), "__index__"):
-        raise TypeError(f"seed is {number!r}, expected an int from 0 to 4294967295")
+        raise TypeError(f"seed is {number!r}, expected an int from 0 to 4294967295; 0 is usual")
     if not 0 <= int(number) < 2**32:
-        raise ValueError(f"seed is {number}, expected 0 to {2**32 - 1}")
+        raise ValueError(f"seed is {number}, expected 0 to {2**32 - 1}; 0 is usual")
     return int(number)
 
 

@@ -65,24 +65,27 @@ class Roofline(NamedTuple):
     """The least seconds of a step, if one thing alone had to be done at its peak.
 
     Attributes:
-      compute: matrix products at the dense peak of their width.
-      memory: bytes of main memory at its bandwidth.
-      network: bytes sent at the speed of the links.
-      bound: the name of the largest.
+      compute: matrix products at the dense peak of their width; None where that is unknown.
+      memory: bytes of main memory at its bandwidth; likewise.
+      network: bytes sent at the speed of the links; likewise.
+      bound: the name of the largest; "unknown" if a figure is missing.
+      missing: figures of the chip that are needed and unknown, by their names in `Chip`.
 
     >>> Roofline(1.0, 2.0, 0.5, "memory").seconds
     2.0
     """
 
-    compute: float
-    memory: float
-    network: float
+    compute: float | None
+    memory: float | None
+    network: float | None
     bound: str
+    missing: tuple[str, ...] = ()
 
     @property
-    def seconds(self) -> float:
-        """The largest: nothing can be faster, whatever overlaps."""
-        return max(self.compute, self.memory, self.network)
+    def seconds(self) -> float | None:
+        """The largest: nothing can be faster, whatever overlaps. None if a figure is missing."""
+        times = [x for x in (self.compute, self.memory, self.network) if x is not None]
+        return None if self.missing else max(times)
 
 
 def roofline(
@@ -104,25 +107,31 @@ def roofline(
       per_chip: devices to a chip.
 
     Returns:
-      A `Roofline`; NaN where the data sheet is silent.
+      A `Roofline`; None where the data sheet is silent about a figure that is needed.
 
     >>> from nnkit.cost import chip
     >>> roofline({"bfloat16": 197e12}, 819e9 / 2, 0.0, 1, chip("v5e"), 1)[:3]
     (1.0, 0.5, 0.0)
+    >>> roofline({"float32": 1e12}, 0.0, 0.0, 1, chip("cpu", peak=1e12), 1).missing
+    ('peak32',)
 
     Williams et al. 2009, doi:10.1145/1498765.1498785.
     """
     narrow = sum(n for dtype, n in products.items() if dtype in ("bfloat16", "float16"))
     wide = sum(products.values()) - narrow
-    if math.isnan(chip.peak):
-        return Roofline(math.nan, math.nan, math.nan, "unknown")
-    compute = (narrow / chip.peak + wide / chip.peak32) * per_chip / devices
-    memory = traffic * per_chip / chip.bandwidth
-    beyond = chip.host and devices > chip.host * per_chip
-    link = chip.outside if beyond else chip.link
-    network = 0.0 if not moved else moved * per_chip / link
-    times = {"compute": compute, "memory": memory, "network": network}
-    return Roofline(compute, memory, network, max(times, key=lambda name: times[name]))
+    link = "outside" if chip.host and devices > chip.host * per_chip else "link"
+    work = {"peak": narrow / devices, "peak32": wide / devices, "bandwidth": traffic, link: moved}
+    missing = tuple(name for name, n in work.items() if n and math.isnan(getattr(chip, name)))
+
+    def seconds(*names: str) -> float | None:
+        if set(names) & set(missing):
+            return None
+        return sum((work[x] * per_chip / getattr(chip, x) for x in names if work[x]), 0.0)
+
+    compute, memory, network = seconds("peak", "peak32"), seconds("bandwidth"), seconds(link)
+    times = {"compute": compute or 0.0, "memory": memory or 0.0, "network": network or 0.0}
+    bound = "unknown" if missing else max(times, key=lambda name: times[name])
+    return Roofline(compute, memory, network, bound, missing)
 
 
 class Budget(NamedTuple):
@@ -131,8 +140,8 @@ class Budget(NamedTuple):
     Attributes:
       amount: tokens or examples of the whole training.
       steps: updates.
-      step_seconds: of one, the roofline over the efficiency.
-      hours: of all.
+      step_seconds: of one, the roofline over the efficiency; None without a roofline.
+      hours: of all; likewise.
       kwh: energy of the site.
       kg: of CO2 equivalent.
       cost: price of the chips.
@@ -143,22 +152,22 @@ class Budget(NamedTuple):
 
     amount: float
     steps: int
-    step_seconds: float
-    hours: float
+    step_seconds: float | None
+    hours: float | None
     kwh: float | None
     kg: float | None
     cost: float | None
 
 
 def budget(
-    amount: float, each: int, fastest: float, chips: float, chip: Chip, assume: Assumptions
+    amount: float, each: int, fastest: float | None, chips: float, chip: Chip, assume: Assumptions
 ) -> Budget:
     """Hours, energy, carbon and cost of a training.
 
     Args:
       amount: tokens or examples of the whole training.
       each: those of one step.
-      fastest: seconds of the roofline of a step.
+      fastest: seconds of the roofline of a step; None if unknown.
       chips: how many.
       chip: its data sheet.
       assume: what is assumed.
@@ -172,6 +181,8 @@ def budget(
     (278, 333, 3333)
     """
     steps = math.ceil(amount / each)
+    if fastest is None:
+        return Budget(amount, steps, None, None, None, None, None)
     step_seconds = fastest / assume.efficiency
     hours = steps * step_seconds / 3600
     watts = assume.watts if assume.watts is not None else chip.watts

@@ -123,7 +123,7 @@ def figures(
     path = None if folder is None else folder / f"{name}.json"
     if path is not None and path.is_file():
         with contextlib.suppress(OSError, json.JSONDecodeError):
-            say(f"{title}: this program was compiled before; its figures are in {path}")
+            say(f"{title}: compiled before, figures {name[:8]} of {folder}")
             return {**json.loads(path.read_text()), "cached": True}
     start = time.monotonic()
     with said_while(f"compiling for {title}", say), _unwritten():

@@ -67,6 +67,7 @@ def flops(function: Callable, *args, trips: int | None = None) -> Flops:
       A `Flops`.
 
     Raises:
+      TypeError: if it is no function; a Step has two, and the message says which to count.
       ValueError: if a while loop does not say how often it runs, and trips is None.
 
     >>> def steps(x):
@@ -78,6 +79,14 @@ def flops(function: Callable, *args, trips: int | None = None) -> Flops:
     >>> found.products, found.recomputed  # 3 are needed, and the first is computed again
     (512.0, 144.0)
     """
+    if not callable(function):
+        remedy = "give one that JAX can trace"
+        if hasattr(function, "update") and hasattr(function, "init"):
+            remedy = (
+                "count its update: nk.cost.flops(step.update, state, batch), with state = "
+                "jax.eval_shape(step.init, jax.random.key(0), batch)"
+            )
+        raise TypeError(f"flops got {type(function).__name__}, expected a function: {remedy}")
     return count(jax.make_jaxpr(function)(*args), trips=trips)
 
 
@@ -166,7 +175,7 @@ class _Walk:
             return self.loop(eqn, inputs, times, again)
         if name == "cond":
             return self.branches(eqn, inputs, times, again)
-        inner = list(_programs(eqn.params))
+        inner = list(programs_of(eqn.params))
         if name == "pallas_call":
             self.unknown.add("pallas_call: a kernel written by hand is not counted")
             inner = []
@@ -258,8 +267,11 @@ def _axes(v) -> int:
     return len(getattr(v.aval, "shape", ()))
 
 
-def _programs(params) -> Iterable[Any]:
-    """The jaxprs among the parameters of an equation, the one that runs first."""
+def programs_of(params) -> Iterable[Any]:
+    """The jaxprs among the parameters of an equation, the one that runs first.
+
+    >>> [one] = programs_of({"jaxpr": jax.make_jaxpr(jnp.sin)(1.0)})
+    """
     first = ("jaxpr", "call_jaxpr", "fun_jaxpr")
     for name in [*first, *(k for k in params if k not in first)]:
         value = params.get(name)

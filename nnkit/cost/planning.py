@@ -10,21 +10,21 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, PartitionSpec
 
 from nnkit.core import trees
 from nnkit.core.platforms import compiling_for
+from nnkit.cost import layouts
 from nnkit.cost.budget import USABLE, Assumptions, budget, roofline
 from nnkit.cost.compiling import figures, kept_in, to_stderr, versions
 from nnkit.cost.counting import count, transformer
+from nnkit.cost.layouts import Layout
 from nnkit.cost.plans import Memory, Plan
 from nnkit.cost.programs import Collective
 from nnkit.cost.search import largest
 from nnkit.cost.targets import Target, target
-from nnkit.parallel import mesh as make_mesh
-from nnkit.parallel import rules
 from nnkit.train import Step, shard
-from nnkit.train.each import devices_taken
+from nnkit.train.each import devices_taken, unspread
 from nnkit.train.nouns import expect
 
 __all__ = ["plan"]
@@ -35,7 +35,7 @@ def plan(
     batch: Mapping[str, Any],
     topology: str | None = None,
     *,
-    mesh: Mapping[str, int] | None = None,
+    mesh: Mapping[str, int] | Mesh | None = None,
     state: Callable | None = None,
     split: PartitionSpec | None = None,
     model=None,
@@ -57,7 +57,8 @@ def plan(
       step: any Step, not sharded yet: the plan shards it.
       batch: a mapping of arrays [b ...], or of `jax.ShapeDtypeStruct`.
       topology: "v5e:4x4", "h100:8", "cpu:8"; None: the attached devices. See `cost.target`.
-      mesh: sizes of the axes of the mesh, such as {"fsdp": 16}; None: {"data": n} for n devices.
+      mesh: sizes of the axes of the mesh, such as {"fsdp": 16}, or an `nk.mesh`, whose devices do
+        not count; None: {"data": n} for n devices.
       state: rule (path, leaf, mesh) -> PartitionSpec for the state; None: `rules.expert`,
         `rules.tensor` and `rules.fsdp` for those axes that the mesh has, and whole copies else.
       split: which axes of a batch [b ...] go along which axes of the mesh; None: b along "data",
@@ -75,10 +76,10 @@ def plan(
       A `Plan`, a frozen dataclass that prints as a table.
 
     Raises:
-      ValueError: if the topology is unknown, the mesh does not multiply out to it, or an axis does
-        not divide what it splits; before anything is compiled.
+      ValueError: if the topology is unknown, the mesh does not multiply out to it, an axis does not
+        divide what it splits, or nothing is split over an axis; before anything is compiled.
       ImportError: if the compiler of that chip is not installed.
-      TypeError: if the step is none, or an assumption has no such name.
+      TypeError: if the step or the mesh is none, or an assumption has no such name.
 
     >>> task = nk.supervised(nk.models.MLP((8, 2)), nk.losses.cross_entropy)
     >>> step = nk.step(nk.gradient(task), optax.adam(1e-3))
@@ -93,7 +94,7 @@ def plan(
     shares = USABLE[aims.chip.kind][0] if assumed.usable is None else assumed.usable
     many = len(aims.devices) if aims.chip.kind == "cpu" else aims.per_chip  # who share a memory
     limit = int(aims.chip.memory * shares / many)
-    layout = _layout(aims, mesh, state, split)
+    layout = layouts.layout(aims, mesh, state, split)
     shapes = _abstract(batch)
     get = functools.partial(_compiled, step, layout, aims, kept_in(folder), say)
     made = get(shapes)
@@ -143,55 +144,6 @@ def plan(
     )
 
 
-class _Layout(NamedTuple):
-    """The mesh, the rule of the state and the split of the batch; mesh None: one device."""
-
-    mesh: Mesh | None
-    state: Callable
-    split: PartitionSpec
-    device: Any
-
-    def place(self, path, leaf):
-        """The sharding of a leaf of the state."""
-        if self.mesh is None:
-            return SingleDeviceSharding(self.device)
-        return NamedSharding(self.mesh, self.state(path, leaf, self.mesh))
-
-    def place_batch(self, leaf):
-        """The sharding of a leaf of a batch."""
-        if self.mesh is None:
-            return SingleDeviceSharding(self.device)
-        return NamedSharding(self.mesh, PartitionSpec(*tuple(self.split)[: len(leaf.shape)]))
-
-    @property
-    def pieces(self) -> int:
-        """Into how many pieces the examples of a batch are split."""
-        parts = tuple(self.split)
-        if self.mesh is None or not parts:
-            return 1
-        first = parts[0]
-        names = first if isinstance(first, tuple) else (first,) if first else ()
-        return math.prod(self.mesh.shape[a] for a in names)
-
-
-def _layout(aims: Target, mesh, state, split) -> _Layout:
-    n = len(aims.devices)
-    if mesh is None and n == 1:
-        return _Layout(None, rules.replicated, PartitionSpec(), aims.devices[0])
-    axes = {"data": n} if mesh is None else dict(mesh)
-    made = make_mesh(devices=aims.devices, **axes)
-    if state is None:
-        known = {"expert": rules.expert, "tensor": rules.tensor, "fsdp": rules.fsdp}
-        chosen = [rule for axis, rule in known.items() if axis in axes]
-        chosen += [rules.leading("run")] if "run" in axes else []
-        state = functools.reduce(rules.both, chosen) if chosen else rules.replicated
-    if split is None:
-        first = tuple(a for a in ("data", "fsdp", "expert") if a in axes)
-        second = ("sequence",) if "sequence" in axes else ()
-        split = PartitionSpec(first or None, *second) if first or second else PartitionSpec()
-    return _Layout(made, state, split, None)
-
-
 class _Made(NamedTuple):
     """A step for one batch: shapes of state and weights, operations, the compiler's figures."""
 
@@ -202,9 +154,9 @@ class _Made(NamedTuple):
     figures: dict[str, Any]
 
 
-def _compiled(step, layout: _Layout, aims: Target, folder, say, batch) -> _Made:
+def _compiled(step, layout: Layout, aims: Target, folder, say, batch) -> _Made:
     """Trace, shard, lower and compile the update for a batch of these shapes."""
-    with compiling_for(aims.chip.kind), devices_taken():  # none of this machine for members
+    with compiling_for(aims.chip.kind), devices_taken(), unspread():  # none of this machine
         whole = step
         if layout.mesh is not None:
             whole = shard(step, layout.mesh, batch=layout.split, state=layout.state)
@@ -225,6 +177,7 @@ def _compiled(step, layout: _Layout, aims: Target, folder, say, batch) -> _Made:
             return whole.update(state, batch)
 
         traced = jax.jit(update, donate_argnums=0).trace(placed, given)
+        layouts.check(layout, (placed, given), traced.jaxpr)
         flops, lowered = count(traced.jaxpr, trips=1), _lowered(traced, aims)
         shape = "" if layout.mesh is None else f" {dict(layout.mesh.shape)}"
         title = f"{aims.name}{shape}, batch {_rows(batch):,}"
@@ -242,12 +195,11 @@ def _lowered(traced, aims: Target):
             raise
         raise ValueError(
             f"the step is spread over devices of its own, which are not those of {aims.name}: "
-            "build it without nk.spread and nk.shard (each=jax.vmap, nk.in_turn or nk.unrolled), "
-            "and give the plan mesh=... and state=..."
+            "build it without nk.shard, and give the plan mesh=... and state=... instead"
         ) from error
 
 
-def _bytes(made: _Made, layout: _Layout, found: dict, limit: int) -> Memory:
+def _bytes(made: _Made, layout: Layout, found: dict, limit: int) -> Memory:
     def params(path, x):
         return _local(x, layout.place("params/" + trees.path_name(path), x))
 
@@ -330,7 +282,7 @@ def _assumptions(assume) -> Assumptions:
     return Assumptions(**(assume or {}))
 
 
-def _search(get, batch, layout: _Layout, limit: int, first: _Made) -> tuple[int, int | None]:
+def _search(get, batch, layout: Layout, limit: int, first: _Made) -> tuple[int, int | None]:
     """The largest batch that fits, and the smallest that does not."""
     start = _rows(batch)
 
@@ -357,7 +309,8 @@ def _granule(get, resized, pieces: int, start: int) -> int:
         )  # fmt: skip
         key = jax.eval_shape(lambda: jax.random.key(0))
         try:
-            jax.eval_shape(lambda k, x, s=whole: s.update(s.init(k, x), x), key, resized(b))
+            with devices_taken(), unspread():
+                jax.eval_shape(lambda k, x, s=whole: s.update(s.init(k, x), x), key, resized(b))
         except ValueError:
             continue
         return b

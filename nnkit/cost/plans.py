@@ -68,7 +68,7 @@ class Plan:
       traffic: bytes of main memory that one device reads and writes; None, and no collectives, if
         the compiled program could not be read.
       collectives: what is sent, by kind.
-      roofline: the least seconds of a step.
+      roofline: the least seconds of a step; None if it was refused.
       assume: what is assumed.
       budget: hours, energy, carbon, cost; None if no budget was given.
       largest: (largest batch that fits, smallest that does not), None if it was not searched.
@@ -146,7 +146,9 @@ def _memory(p: Plan):
         yield "  outputs", f"{size(m.outputs)}, of which {size(m.aliased)} in the arguments' place"
         yield "  temporaries", size(m.temporaries)
     if m.peak:
-        yield "  peak", f"{size(m.peak)} of {size(m.limit)}: {m.peak / m.limit:.1%}"
+        many = p.devices if p.chip.kind == "cpu" else p.per_chip
+        shared = "" if many == 1 else f" ({many} devices share {size(p.chip.memory)})"
+        yield "  peak", f"{size(m.peak)} of {size(m.limit)}{shared}: {m.peak / m.limit:.1%}"
     said = "yes" if p.fits else "NO"
     if p.refused:
         said += f"; the compiler says: {p.refused}"
@@ -186,22 +188,25 @@ def _work(p: Plan):
 
 def _time(p: Plan):
     r = p.roofline
-    if r is not None and p.traffic is None and p.chip.kind != "cpu":
-        yield "roofline", f"at least {ms(r.seconds)} a step, for compute alone; the rest is unknown"
-    elif r is not None and not math.isnan(r.seconds):
-        parts = f"compute {ms(r.compute)}, memory {ms(r.memory)}, network {ms(r.network)}"
-        yield "roofline", f"{ms(r.seconds)} a step, bound by {r.bound} ({parts})"
+    least = None if r is None else r.seconds
+    if r is not None and least is None:
+        text = f"unknown: nobody publishes {', '.join(r.missing)} of this {p.chip.name}"
+        yield "roofline", f"{text}; nk.plan(chip={{...}}) takes what you know"
+    elif least is not None and p.traffic is None:
+        yield "roofline", f"at least {ms(least)} a step, for compute alone; the rest is unknown"
+    elif r is not None and least is not None:
+        compute, memory, network = (x or 0.0 for x in r[:3])
+        parts = f"compute {ms(compute)}, memory {ms(memory)}, network {ms(network)}"
+        yield "roofline", f"{ms(least)} a step, bound by {r.bound} ({parts})"
         peak = sum(p.flops.products_by.values())
         made = p.flops.needed / peak if peak else 0.0
-        share = r.compute / r.seconds * p.assume.efficiency * min(made, 1.0)
-        yield "  assumed", f"{ms(r.seconds / p.assume.efficiency)} a step: {share:.0%} of the peak"
-    elif p.chip.kind == "cpu":
-        yield "roofline", "none: nobody publishes what this machine can do"
+        share = compute / least * p.assume.efficiency * min(made, 1.0)
+        yield "  assumed", f"{ms(least / p.assume.efficiency)} a step: {share:.0%} of the peak"
     b = p.budget
     if b is None:
         return
     yield "budget", f"{b.amount:.4g} {p.units}: {b.steps:,} steps"
-    if math.isnan(b.hours):
+    if b.hours is None:
         yield "  time", "unknown"
         return
     yield "  time", f"{b.hours:,.4g} hours"
@@ -214,16 +219,16 @@ def _time(p: Plan):
 def _assumed(p: Plan):
     a, c = p.assume, p.chip
     yield "assumed", ""
-    if c.kind != "cpu":
-        speed = f"{c.peak / 1e12:g} TFLOP/s bfloat16, {c.peak32 / 1e12:g} float32"
-        yield f"  {c.name}", f"{c.memory / GIB:.4g} GiB, {c.bandwidth / 1e9:g} GB/s, {speed}"
-        link = f"{c.link / 1e9:g} GB/s between chips"
-        yield "", link + (f", {c.outside / 1e9:g} beyond {c.host}" if c.host else "")
+    if not all(map(math.isnan, (c.peak, c.peak32, c.bandwidth, c.link))):
+        speed = f"{per(c.peak, 1e12)} TFLOP/s bfloat16, {per(c.peak32, 1e12)} float32"
+        yield f"  {c.name}", f"{c.memory / GIB:.4g} GiB, {per(c.bandwidth, 1e9)} GB/s, {speed}"
+        link = f"{per(c.link, 1e9)} GB/s between chips"
+        yield "", link + (f", {per(c.outside, 1e9)} beyond {c.host}" if c.host else "")
         yield "", f"source: {c.source}"
         yield "  efficiency", f"{a.efficiency:g} of the roofline"
     usable, why = USABLE[c.kind] if a.usable is None else (a.usable, "given")
     yield "  usable memory", f"{usable:.4g} ({why})"
-    if p.budget is not None and c.kind != "cpu":
+    if p.budget is not None and p.budget.hours is not None:
         watts, why = (c.watts, "data sheet") if a.watts is None else (a.watts, "given")
         yield "  power", f"{watts:g} W a chip ({why})" if watts is not None else "unknown"
         yield "  site", f"{a.overhead:g} times the chips' power"
@@ -232,8 +237,8 @@ def _assumed(p: Plan):
     for note in p.notes:
         yield "note", note
     made = ", ".join(f"{name} {v}" for name, v in p.versions.items())
-    kept = "from the cache; compiled" if p.cached else "compiled"
-    yield "compiled", f"{kept} in {p.compile_seconds:g} s with {made}"
+    kept = "from the cache; it took" if p.cached else "in"
+    yield "compiled", f"{kept} {p.compile_seconds:g} s with {made}"
 
 
 def size(n: float) -> str:
@@ -246,6 +251,15 @@ def size(n: float) -> str:
         if n >= of:
             return f"{n / of:.2f} {unit}"
     return f"{n:g} B"
+
+
+def per(n: float, unit: float) -> str:
+    """A figure of a data sheet in units, or "unknown".
+
+    >>> per(8e11, 1e9), per(math.nan, 1e9)
+    ('800', 'unknown')
+    """
+    return "unknown" if math.isnan(n) else f"{n / unit:g}"
 
 
 def ms(seconds: float) -> str:

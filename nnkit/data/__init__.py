@@ -6,11 +6,12 @@ epoch, and a position that is one integer.
 
 from nnkit.data.ahead import prefetch, stack
 from nnkit.data.arrays import arrays
-from nnkit.data.batches import Batches, Grouped
+from nnkit.data.batches import Batches
 from nnkit.data.bpe import BPE, tokenizer
 from nnkit.data.embedded import embedded
 from nnkit.data.folder import folder
 from nnkit.data.generated import generated
+from nnkit.data.grouping import Grouped
 from nnkit.data.packing import pack, pad
 from nnkit.data.scaling import standardise
 from nnkit.data.shares import Share

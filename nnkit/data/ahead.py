@@ -13,13 +13,42 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["prefetch", "stack"]
+from nnkit.data.reading import TIMEOUT, hung, settings, stands, time_limit
+
+__all__ = ["owned", "prefetch", "stack"]
 
 _END = object()
 
 
+def owned(batch):
+    """A batch on the device, in memory that nobody else writes to.
+
+    On CPUs `jax.device_put` may go on using the memory of a numpy array, and elsewhere reads it
+    later: a source that fills the same array again would change batches that were handed over.
+
+    Args:
+      batch: a tree of arrays [...].
+
+    Returns:
+      The tree of jax arrays; those that were jax arrays are not copied.
+
+    >>> x = np.zeros(2, np.float32)
+    >>> kept = owned({"x": x})
+    >>> x[:] = 7
+    >>> kept
+    {'x': Array([0., 0.], dtype=float32)}
+    """
+    return jax.device_put(
+        jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, batch)
+    )
+
+
 def prefetch(
-    iterator: Iterable[Any], size: int = 2, place: Callable[[Any], Any] | None = None
+    iterator: Iterable[Any],
+    size: int = 2,
+    place: Callable[[Any], Any] | None = None,
+    *,
+    timeout: float | None = None,
 ) -> _Ahead:
     """An iterator whose next items are read and put on the device by a thread, ahead of time.
 
@@ -30,35 +59,46 @@ def prefetch(
     Args:
       iterator: gives batches, trees of arrays [...].
       size: how many finished items may wait.
-      place: what is done to each; `jax.device_put` if None.
+      place: what is done to each; None puts a copy on the device, so that the source may use its
+        arrays again.
+      timeout: seconds to wait for an item; after them the source counts as hung. None takes that
+        of the iterator if it has one, else 60.
 
     Returns:
       An iterator over the placed batches, with `close()`.
 
     Raises:
-      ValueError: if `size` < 1.
+      ValueError: if `size` < 1, or `timeout` is not above 0.
+      TypeError: if `timeout` is no number.
+      TimeoutError: from the iterator, if the source hangs; says where.
 
     >>> [int(x.sum()) for x in prefetch([np.ones(2, np.int32), np.ones(3, np.int32)])]
     [2, 3]
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"prefetch(size={size!r}) needs an int >= 1; 2 is enough for most")
-    return _Ahead(iter(iterator), size, jax.device_put if place is None else place)
+    timeout = getattr(iterator, "timeout", TIMEOUT) if timeout is None else timeout
+    return _Ahead(iter(iterator), size, owned if place is None else place, time_limit(timeout))
 
 
 class _Ahead:
     """The consumer's end. The thread knows the queue only, so that dropping this end is seen."""
 
-    def __init__(self, source: Iterator[Any], size: int, place: Callable[[Any], Any]):
+    def __init__(
+        self, source: Iterator[Any], size: int, place: Callable[[Any], Any], timeout: float
+    ):
+        self.timeout = timeout
+        self._doing = getattr(source, "doing", None)
         self._items: queue.Queue = queue.Queue(size)
         self._done = False
         stop = threading.Event()
         thread = threading.Thread(
             target=_work,
-            args=(source, place, self._items, stop),
+            args=(source, place, self._items, stop, settings()),
             name="nnkit-prefetch",
             daemon=True,
         )
+        self._thread, self._stop = thread, stop
         self._halt = weakref.finalize(self, _halt, thread, self._items, stop)
         thread.start()
 
@@ -68,14 +108,32 @@ class _Ahead:
     def __next__(self):
         if self._done or not self._halt.alive:
             raise StopIteration
-        item, error = self._items.get()
+        item, error = self._wait()
         if item is not _END:
             return item
         self._done = True
-        self._halt()
+        self._halt()  # nothing to do after a hang: it is detached
         if error is not None:
             raise error
         raise StopIteration
+
+    def _wait(self):
+        """The next item of the thread; an error if it hangs."""
+        waited, tick = 0.0, min(1.0, self.timeout / 4)
+        # Seconds are counted, not read off a clock: a stopped process is not a hung source.
+        while waited < self.timeout:
+            with contextlib.suppress(queue.Empty):
+                return self._items.get(timeout=tick)
+            waited += tick
+        self._done = True
+        self._stop.set()
+        self._halt.detach()  # it would wait for the thread, which is left behind
+        return _END, hung(self.doing(), self.timeout)
+
+    def doing(self) -> str:
+        """What is being read at this moment, by whom, and where in the code."""
+        told = self._doing() if self._doing is not None else ""
+        return told if " at " in told else f"in {stands(self._thread.ident or 0)}"
 
     def close(self) -> None:
         """Stop the thread and forget what it had read."""
@@ -88,16 +146,17 @@ class _Ahead:
         self.close()
 
 
-def _work(source, place, items: queue.Queue, stop: threading.Event) -> None:
+def _work(source, place, items: queue.Queue, stop: threading.Event, settings) -> None:
     """The thread: read, place, hand over, until the end or `stop`. Always ends with _END."""
     error = None
     try:
-        for item in source:
-            if stop.is_set():
-                break
-            items.put((place(item), None))
-            if stop.is_set():
-                break
+        with settings:
+            for item in source:
+                if stop.is_set():
+                    break
+                items.put((place(item), None))
+                if stop.is_set():
+                    break
     except StopIteration as ended:  # raised by `place`: it would look like the end of the data
         error = RuntimeError("place raised StopIteration; return the batch instead")
         error.__cause__ = ended

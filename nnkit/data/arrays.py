@@ -51,6 +51,6 @@ def arrays(
     if y is not None:
         named["y"] = y
     if twice := sorted(set(named) & set(fields)):
-        raise TypeError(f"the field {twice[0]!r} was given twice; drop one")
+        raise TypeError(f"the field {twice[0]!r} was given twice, expected once; drop one")
     found, notes = clean(named | fields)
     return Batches(Memory(found), batch_size, shuffle=shuffle, seed=seed, notes=notes)

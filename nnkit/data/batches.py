@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -11,12 +12,14 @@ import jax
 import numpy as np
 
 from nnkit.core.keys import seed as checked_seed
-from nnkit.data.ahead import stack
+from nnkit.data.filtering import kept
+from nnkit.data.grouping import Grouped
+from nnkit.data.reading import TIMEOUT, Stream, explained, time_limit
 from nnkit.data.report import corners, fingerprint, report, text
 from nnkit.data.shares import Share
 from nnkit.data.sources import Part, order, same_shape
 
-__all__ = ["Batches", "Grouped"]
+__all__ = ["Batches"]
 
 _SPLIT = 2**63  # the "epoch" of the permutation that splits a set in two; no training reaches it
 
@@ -37,10 +40,12 @@ class Batches:
       classes: names of the labels, where known.
       name: for messages.
       notes: what was converted on the way in.
+      workers: threads that read at the same time; see `reading`.
+      timeout: seconds without a batch after which reading counts as hung; see `reading`.
 
     Raises:
-      ValueError: if the batch size is below 1 or above n, or n is 0.
-      TypeError: if batch size or seed is no int.
+      ValueError: if the batch size is below 1 or above n, n is 0, or another number is off.
+      TypeError: if batch size, workers or seed is no int, or the timeout no number.
 
     >>> batches = nk.data.arrays(np.arange(5), batch_size=2, shuffle=False)
     >>> len(batches), [b["x"].tolist() for b in batches], [b["mask"].tolist() for b in batches][-1]
@@ -55,6 +60,8 @@ class Batches:
     classes: tuple[str, ...] | None = None
     name: str = "data"
     notes: tuple[str, ...] = ()
+    workers: int = 0
+    timeout: float = TIMEOUT
 
     def __post_init__(self):
         size, n = self.batch_size, len(self.source)
@@ -71,7 +78,16 @@ class Batches:
             )
         checked_seed(self.seed)
         if not isinstance(self.shuffle, bool):
-            raise TypeError(f"shuffle is {self.shuffle!r}, expected True or False")
+            raise TypeError(
+                f"shuffle is {self.shuffle!r}, expected True or False; use shuffle=True to train"
+            )
+        if isinstance(self.workers, bool) or not hasattr(type(self.workers), "__index__"):
+            raise TypeError(
+                f"workers is {self.workers!r}, expected an int from 0 to 256; 4 is usual"
+            )
+        if not 0 <= self.workers <= 256:
+            raise ValueError(f"workers is {self.workers}, expected 0 to 256; 4 is a usual start")
+        time_limit(self.timeout)
         _ = self._rows  # reads one example: a broken source is noticed here
 
     @property
@@ -87,6 +103,13 @@ class Batches:
         """The spec of one example, without the batch axis."""
         one = self.source.take(np.zeros(1, np.int64))
         return {k: jax.ShapeDtypeStruct(v.shape[1:], v.dtype) for k, v in one.items()}
+
+    def look(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples `rows` [m] as the source gives them; an error names the one at fault."""
+        try:
+            return self.source.take(rows)
+        except Exception as error:
+            raise explained(error, self.source.take, rows, self.name)  # noqa: B904
 
     @property
     def masked(self) -> bool:
@@ -104,8 +127,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """One epoch: the batches 0 to len - 1."""
-        stream = self.stream()
-        return (next(stream) for _ in range(len(self)))
+        return self._read(itertools.islice(self.numbers(0), len(self)))
 
     def stream(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """The batches from number `start` on, without end: `stream(k)` is skipping k batches.
@@ -128,11 +150,11 @@ class Batches:
             raise TypeError(f"start is {start!r}, expected the number of a batch, an int >= 0")
         if start < 0:
             raise ValueError(f"start is {start}, expected a batch number >= 0; 0 is the beginning")
-        return self._endless(int(start))
+        return self._read(self.numbers(int(start)), int(start))
 
-    def _endless(self, i: int):
-        for rows in self.numbers(i):
-            yield self.taken(rows)
+    def _read(self, rows: Iterator[np.ndarray], start: int = 0) -> Stream:
+        known = {"name": self.name, "workers": self.workers, "timeout": self.timeout}
+        return Stream(self.taken, rows, start=start, **known)
 
     def numbers(self, i: int) -> Iterator[np.ndarray]:
         """The numbers [m] of the examples of batch i, i + 1, ...; m < b where an epoch ends."""
@@ -175,6 +197,55 @@ class Batches:
         [2, 3]
         """
         return Share(self, rows)
+
+    def reading(self, *, workers: int | None = None, timeout: float | None = None) -> Batches:
+        """The same batches, bit by bit, read by threads ahead of time, or with more patience.
+
+        Worth it where examples are decoded when they are asked for (pictures, records on disk): the
+        work of numpy, Pillow and of file systems runs in parallel. There are no worker processes:
+        nothing is copied between them, and nothing is left when a run is killed.
+
+        Args:
+          workers: threads that read at the same time; 0 reads in the thread that asks.
+          timeout: seconds without a batch after which reading counts as hung; math.inf for never.
+
+        Returns:
+          `Batches`; what is None stays.
+
+        Raises:
+          ValueError: if a number is out of range.
+          TypeError: if it is none.
+
+        >>> batches = nk.data.arrays(np.arange(4), batch_size=2, shuffle=False).reading(workers=2)
+        >>> [batch["x"].tolist() for batch in batches]
+        [[0, 1], [2, 3]]
+        """
+        given = {"workers": workers, "timeout": timeout}
+        return dataclasses.replace(self, **{k: v for k, v in given.items() if v is not None})
+
+    def where(self, keep: Callable, *, in_a_row: int | None = 1000) -> Batches:
+        """Only the examples that a condition keeps; it is asked once, here.
+
+        Args:
+          keep: from a dict of arrays [m ...] to [m] bool.
+          in_a_row: so many rejected examples one after the other are an error, before the rest is
+            read; None reads all. For data sorted by what is asked.
+
+        Returns:
+          `Batches` in the same order.
+
+        Raises:
+          ValueError: if too many in a row, or all, are rejected; if fewer than a batch are kept; if
+            `in_a_row` is below 1.
+          TypeError: if `keep` gives anything but one bool per example.
+
+        >>> batches = nk.data.arrays(np.arange(6), batch_size=2, shuffle=False)
+        >>> [batch["x"].tolist() for batch in batches.where(lambda rows: rows["x"] % 3 > 0)]
+        [[1, 2], [4, 5]]
+        """
+        rows = kept(self, keep, in_a_row)
+        name = f"{self.name} ({len(rows)} of {self.examples} kept)"
+        return dataclasses.replace(self, source=Part(self.source, rows), name=name)
 
     def grouped(self, k: int) -> Grouped:
         """Groups of k batches with a leading axis of steps, for a step that runs k at once.
@@ -255,74 +326,3 @@ class Batches:
 
     def __repr__(self) -> str:
         return text(self)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Grouped:
-    """k batches at a time; what `Batches.grouped` returns. Counts in groups.
-
-    The stream crosses epochs, so that m groups are exactly m k batches, none dropped or repeated.
-
-    Attributes:
-      batches: the `Batches`, or a `Share` of them.
-      k: batches per group.
-
-    >>> grouped = nk.data.arrays(np.arange(4), batch_size=1, shuffle=False).grouped(2)
-    >>> len(grouped), next(grouped.stream(start=1))["x"].tolist()
-    (2, [[2], [3]])
-    """
-
-    batches: Any  # `Batches`, or a `Share` of them
-    k: int
-
-    def __post_init__(self):
-        if isinstance(self.k, bool) or not hasattr(type(self.k), "__index__") or self.k < 1:
-            raise ValueError(f"grouped(k={self.k!r}) needs an int >= 1; 1 is one batch per group")
-
-    @property
-    def examples(self) -> int:
-        """n, the examples of one epoch."""
-        return self.batches.examples
-
-    @property
-    def batch_size(self) -> int:
-        """b, the examples of one batch of a group."""
-        return self.batches.batch_size
-
-    @property
-    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape [k b ...] and dtype of every field."""
-        one = self.batches.spec
-        return {n: jax.ShapeDtypeStruct((self.k, *s.shape), s.dtype) for n, s in one.items()}
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """That of the batches, and k."""
-        return {**self.batches.fingerprint, "grouped": int(self.k)}
-
-    def share(self, rows) -> Grouped:
-        """The same rows [m] of every batch of every group."""
-        return Grouped(self.batches.share(rows), self.k)
-
-    def corners(self) -> dict[str, np.ndarray] | None:
-        """As `Batches.corners`: a batch [2 ...] without the axis of steps."""
-        return self.batches.corners()
-
-    def __len__(self) -> int:
-        return -(-len(self.batches) // self.k)
-
-    def stream(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """The groups from number `start` on, without end."""
-        self.batches.stream(start)  # checks it
-        return stack(self.batches.stream(start * self.k), self.k)
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """One epoch exactly; only if k divides it."""
-        steps = len(self.batches)
-        if steps % self.k:
-            fits = [d for d in range(1, steps + 1) if steps % d == 0]
-            raise ValueError(
-                f"grouped(k={self.k}) does not end with the epoch of {steps} batches; use a k "
-                f"that divides it ({', '.join(map(str, fits[:12]))}), or stream()"
-            )
-        return stack(iter(self.batches), self.k)

@@ -16,6 +16,8 @@ from nnkit.data.wrapped import Wrapped, imported
 
 __all__ = ["BPE", "tokenizer"]
 
+_LARGEST = 2**26  # bytes of a tokenizer.json
+
 _END = ("<|endoftext|>",)
 
 
@@ -157,11 +159,21 @@ def tokenizer(path) -> Bytes | Characters | Wrapped:
             f"path is {str(path)!r}, which is no file; expected a tokenizer.json, or the folder it "
             "is in"
         )
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, expected a tokenizer.json of at most "
+            f"{_LARGEST:,}; copy the right file there"
+        )
     text = decoded(path.read_bytes(), path.name)
     try:
         found = Wrapped(text)
         ours = _ours(found)
         return ours or (found if found.lossy else BPE(text))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is JSON, but no tokenizer.json ({type(error).__name__}: {error}), expected "
+            "what the library tokenizers writes; copy the file again"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -53,7 +53,7 @@ def load(name: str) -> dict[str, np.ndarray] | None:
         with open(_place() / f"{name}.npz", "rb") as kept:
             file = np.load(kept, allow_pickle=False)
             return {field: file[field] for field in file.files}  # zip checks a CRC of each
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile):
         return None
 
 

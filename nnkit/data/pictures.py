@@ -9,6 +9,7 @@ import numpy as np
 
 __all__ = ["pixels"]
 
+_LARGEST = 100_000_000  # pixels: a small file can ask for any number
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -38,6 +39,8 @@ def pixels(image: Path | bytes, channels: int, side: tuple[int, ...] | None = No
     try:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             picture = opened
+            if opened.width * opened.height > _LARGEST:
+                raise ValueError(f"it has {opened.width} x {opened.height} pixels, too many")
             if picture.mode[0] in "IF":
                 raise ValueError(f"it has mode {picture.mode}, more than 8 bits")
             if side is not None:

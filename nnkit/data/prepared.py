@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import difflib
+import json
 import os
 import re
 from pathlib import Path
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 
 __all__ = ["builder", "split_info"]
 
+downloads = contextvars.ContextVar("downloads", default=True)  # may a missing set be downloaded?
 _FORMATS = ("array_record", "parquet")  # those that can be read at random, without TensorFlow
 
 
@@ -26,7 +29,7 @@ def builder(name: str, data_dir: str | None = None):
       A TFDS builder.
 
     Raises:
-      ValueError: for an unknown name; says the nearest ones.
+      ValueError: for an unknown name (says the nearest ones), or a set that is not whole.
       FileNotFoundError: if NNKIT_DATA_DIR is set to something that is no folder.
       RuntimeError: if preparing it fails (no connection) or needs TensorFlow.
 
@@ -42,13 +45,58 @@ def builder(name: str, data_dir: str | None = None):
     folders = _folders(data_dir)
     import tensorflow_datasets as tfds
 
+    return _found(tfds, name, folders) or _prepare(tfds, name, folders)
+
+
+def _found(tfds, name: str, folders: list[Path]):
+    """The builder of a set that lies in one of the folders, or None."""
     for folder in folders:
-        for found in _versions(folder, name):
-            ready = tfds.builder_from_directory(found)
-            formats = {f.value for f in ready.info.available_file_formats()}
-            if formats & set(_FORMATS):
+        for place in _versions(folder, name):
+            _known(place)
+            try:
+                ready = tfds.builder_from_directory(place)
+            except Exception as error:
+                raise _damaged(
+                    place, f"its description cannot be read ({_cause(error)})"
+                ) from error
+            if {f.value for f in ready.info.available_file_formats()} & set(_FORMATS):
                 return ready
-    return _prepare(tfds, name, folders)
+    return None
+
+
+def _known(place: Path) -> None:
+    """The features of a set are those of TFDS: it imports what features.json names."""
+    try:
+        text = (place / "features.json").read_text()
+        names = [str(name) for name in _under("pythonClassName", json.loads(text))]
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(place, f"features.json cannot be read ({_cause(error)})") from error
+    for name in names:
+        if not name.startswith("tensorflow_datasets.core.features."):
+            raise ValueError(
+                f"features.json of {place} names the class {name!r}, expected one of "
+                "tensorflow_datasets.core.features: reading it would run other code; use a data "
+                "set whose features are those of TFDS"
+            )
+
+
+def _under(name: str, tree) -> list:
+    """All values of a key in a tree of JSON."""
+    if isinstance(tree, dict):
+        return [v for k, x in tree.items() for v in ([x] if k == name else _under(name, x))]
+    return [v for x in tree for v in _under(name, x)] if isinstance(tree, list) else []
+
+
+def _damaged(place, what: str) -> ValueError:
+    """The error for a set that was copied by halves, or is damaged."""
+    return ValueError(
+        f"{place} is no whole data set: {what}, expected all the files of a finished preparation; "
+        "copy it again, or remove this folder and it is prepared anew"
+    )
+
+
+def _cause(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def _folders(data_dir: str | None) -> list[Path]:
@@ -94,22 +142,29 @@ def _prepare(tfds, name: str, folders: list[Path]):
             raise _needs_tensorflow(name) from error
         raise _unknown(name, folders) from None
     looked, place = ", ".join(map(str, folders)), Path(made.data_dir)
+    if not downloads.get():
+        remedy = "set NNKIT_DATA_DIR to a folder with prepared data sets, or train first"
+        raise RuntimeError(f"{name} is not in {looked}, and nothing is downloaded here: {remedy}")
     if not place.is_dir():
         print(
             f"{name} is not in {looked}: downloading and preparing it once in {folders[-1]}",
             flush=True,
         )
-    try:
-        made.download_and_prepare()
+    elif not (place / "dataset_info.json").is_file():
+        raise _damaged(place, "dataset_info.json is missing")
+    try:  # what is downloaded must have the SHA-256 that the builder knows
+        strict = {"force_checksums_validation": True, "try_download_gcs": False}
+        made.download_and_prepare(download_config=tfds.download.DownloadConfig(**strict))
     except Exception as error:
         _tidy(place.resolve(), folders[-1].resolve())
+        if (ready := _found(tfds, name, folders)) is not None:
+            return ready  # another process was faster
         if "No module named 'tensorflow'" in str(error):
             raise _needs_tensorflow(name) from error
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise RuntimeError(
             f"{name} is not in {looked}, and downloading and preparing it in {folders[-1]} failed "
-            f"({cause[:300]}); set NNKIT_DATA_DIR to a folder with prepared data sets (or pass it "
-            "as data_dir=...), or check the connection and try again"
+            f"({_cause(error)}); set NNKIT_DATA_DIR to a folder with prepared data sets (or pass "
+            "it as data_dir=...), or check the connection and try again"
         ) from error
     if not {f.value for f in made.info.available_file_formats()} & set(_FORMATS):
         raise RuntimeError(
@@ -165,7 +220,8 @@ def split_info(builder, name: str, split: str) -> SimpleNamespace:
       split (the text) and files (the paths it is read from).
 
     Raises:
-      ValueError: if the set has no such split, or it is empty; lists the splits and their sizes.
+      ValueError: if the set has no such split, or it is empty (lists the splits and their sizes),
+        or a file is missing or holds another number of examples than were prepared.
 
     >>> split_info(None, "mnist", 3)
     Traceback (most recent call last):
@@ -188,4 +244,36 @@ def split_info(builder, name: str, split: str) -> SimpleNamespace:
         raise ValueError(
             f"split {split!r} of {name} has 0 examples, expected at least 1 ({listed})"
         )
+    _whole(builder, found.file_instructions)
     return SimpleNamespace(split=split, files=files)
+
+
+def _whole(builder, parts) -> None:
+    """Every file of a split is there and holds as many examples as were prepared."""
+    for part in parts:
+        path, count = Path(part.filename), part.examples_in_shard
+        if not path.is_file():
+            raise _damaged(builder.data_path, f"{path.name} is missing")
+        try:
+            there = _examples(path, builder.info.file_format.value)
+        except Exception as error:
+            what = f"{path.name} ({path.stat().st_size} bytes) cannot be read ({_cause(error)})"
+            raise _damaged(builder.data_path, what) from error
+        if there != count:
+            what = f"{path.name} holds {there} examples instead of {count}"
+            raise _damaged(builder.data_path, what)
+
+
+def _examples(path: Path, kind: str) -> int:
+    """How many examples a file holds, by its own table of contents."""
+    if kind == "parquet":
+        from pyarrow import parquet
+
+        return parquet.read_metadata(path).num_rows
+    from array_record.python import array_record_module  # pyright: ignore
+
+    reader = array_record_module.ArrayRecordReader(str(path))
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()

@@ -46,7 +46,7 @@ def report(batches) -> dict[str, dict[str, Any]]:
     for name, spec in batches._rows.items():
         values = _whole(batches, name)
         if values is None:
-            sample = batches.source.take(rows) if sample is None else sample
+            sample = batches.look(rows) if sample is None else sample
             values = sample[name]
         one = {"dtype": str(spec.dtype), "shape": tuple(spec.shape), "rows": len(values)}
         if values.size and spec.dtype.kind != "c":
@@ -117,7 +117,7 @@ def fingerprint(batches) -> dict[str, Any]:
         "seed": int(batches.seed),
         "shuffle": batches.shuffle,
         "fields": fields,
-        "sha256": digest(batches.source.take(_sample(batches, 64))),
+        "sha256": digest(batches.look(_sample(batches, 64))),
     }
 
 
@@ -139,6 +139,6 @@ def corners(batches) -> np.ndarray | None:
     labels, rows = _whole(batches, "y"), np.arange(batches.examples)
     if labels is None:
         rows = _sample(batches, 1000)
-        labels = batches.source.take(rows)["y"]
+        labels = batches.look(rows)["y"]
     flat = labels.reshape(len(labels), -1)
     return rows[[flat.min(axis=1).argmin(), flat.max(axis=1).argmax()]]

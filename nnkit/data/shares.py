@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+
+from nnkit.data.reading import Stream
 
 __all__ = ["Share"]
 
@@ -80,18 +83,30 @@ class Share:
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """One epoch."""
-        stream = self.stream()
-        return (next(stream) for _ in range(len(self)))
+        return self._read(itertools.islice(self._mine(0), len(self)))
 
     def stream(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """This part of the batches from number `start` on, without end."""
         self.batches.stream(start)  # checks it
-        return self._endless(int(start))
+        return self._read(self._mine(int(start)), int(start))
 
-    def _endless(self, start: int):
+    @property
+    def timeout(self) -> float:
+        """That of the batches."""
+        return self.batches.timeout
+
+    def _read(self, rows: Iterator[np.ndarray], start: int = 0) -> Stream:
+        of = self.batches
+        known = {"name": of.name, "workers": of.workers, "timeout": of.timeout}
+        return Stream(self._taken, rows, start=start, **known)
+
+    def _mine(self, start: int) -> Iterator[np.ndarray]:
+        """The numbers of the examples of batch `start`, ... that are read here."""
         for numbers in self.batches.numbers(start):
-            mine = numbers[self.rows[self.rows < len(numbers)]]
-            if len(mine):
-                yield self.batches.taken(mine, len(self.rows))
-            else:  # all of it is padding: sources may not like to be asked for nothing
-                yield {k: np.zeros(v.shape, v.dtype) for k, v in self.spec.items()}
+            yield numbers[self.rows[self.rows < len(numbers)]]
+
+    def _taken(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        if len(rows):
+            return self.batches.taken(rows, len(self.rows))
+        # all of it is padding: sources may not like to be asked for nothing
+        return {k: np.zeros(v.shape, v.dtype) for k, v in self.spec.items()}

@@ -62,7 +62,8 @@ def tfds(
       `Batches`; `classes` has the label names.
 
     Raises:
-      ValueError: for an unknown name (with the nearest ones) or split (with the existing ones).
+      ValueError: for an unknown name (with the nearest ones) or split (with the existing ones), or
+        a set that is not whole.
       KeyError: if `x` or `y` names no feature.
       TypeError: for text or ragged features without `map`.
       FileNotFoundError: if NNKIT_DATA_DIR is set to something that is no folder.
@@ -140,13 +141,14 @@ class _Records:
     map: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None
     chosen: dict[str, str] | None
     strict: bool  # a chosen name must exist; not so for declared names after `map`
+    place: str  # the folder, for messages
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def raw(self, indices) -> dict[str, np.ndarray]:
         """Examples mapped and renamed, images as they are stored."""
-        rows = [_flat(row) for row in self.reader.__getitems__([int(i) for i in indices])]
+        rows = [_flat(row) for row in self._read([int(i) for i in indices])]
         needed = rows[0] if self.map or not self.chosen else self.chosen.values()
         for name, channels in self.images.items():
             for row in rows if name in needed else ():
@@ -168,6 +170,17 @@ class _Records:
                     f"{to}={name!r} names no feature, expected one of {', '.join(sorted(batch))}"
                 )
         return {to: batch[name] for to, name in self.chosen.items()}
+
+    def _read(self, indices: list[int]):
+        """The examples as they are stored; files check a hash of every part that is read."""
+        try:
+            return self.reader.__getitems__(indices)
+        except Exception as error:
+            raise ValueError(
+                f"examples {indices[0]}..{indices[-1]} of {self.place} cannot be read "
+                f"({type(error).__name__}: {error!s:.200}), expected a whole file; copy the data "
+                "set again, or remove this folder and it is prepared anew"
+            ) from error
 
     def scaled(self) -> set[str]:
         """The names, after choosing, of images: pixels go through unscaled."""
@@ -225,7 +238,7 @@ def _records(builder, split: str, map, x, y) -> _Records:
             dict(zip(("x", "y"), declared)) if all(isinstance(n, str) for n in declared) else {}
         )
     reader = builder.as_data_source(split, decoders=decoders or None)
-    return _Records(reader, images, map, chosen or None, strict)
+    return _Records(reader, images, map, chosen or None, strict, str(builder.data_path))
 
 
 def _in_memory(records: _Records, info, name: str, memory: int):

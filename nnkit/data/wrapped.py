@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from typing import Any
 
 import numpy as np
 
+from nnkit.core.documents import parsed
 from nnkit.data.codes import checked, decoded, letters, utf8
 from nnkit.data.tokenizers import Common
 
@@ -59,7 +59,7 @@ class Wrapped(Common):
     @functools.cached_property
     def _file(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.json)
+            found = parsed(self.json)
         except ValueError as error:
             raise ValueError(f"the tokenizer is no JSON: {error}") from None
         if not isinstance(found, dict) or not isinstance(found.get("model"), dict):

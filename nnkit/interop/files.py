@@ -1,19 +1,22 @@
-"""The safetensors format: headers checked before anything is read, tensors read one by one.
+"""The safetensors format: headers and digests checked before anything is read, tensors one by one.
 
 A file is 8 bytes (the length n of the header, little endian), n bytes of JSON {name: {"dtype",
 "shape", "data_offsets"}}, then the data. Nothing in it can be executed; what can be wrong with it
 (cut off, made to ask for much memory, names twice) is said before a tensor is read.
+
+Files written here have in "__metadata__" the SHA-256 of the whole file, counted with 64 zeros in
+its own place: one flipped bit anywhere is found. Files of others have none and are read all the
+same; their form is checked.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import math
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +24,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-__all__ = ["Tensor", "atomic", "bytes_of", "headers", "read", "tensors", "write"]
+from nnkit.core.documents import parsed
+
+__all__ = ["Tensor", "bytes_of", "headers", "opened", "read", "tensors", "write"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LONGEST = 100_000_000  # bytes of a header: the limit of the format
+SMALL = 2**21  # bytes of a header or an index that are always read; more take memory, see _most
+ZEROS = "0" * 64
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -120,8 +127,12 @@ def _absent(folder: Path) -> str:
 
 def _sharded(folder: Path) -> dict[str, Tensor]:
     where = folder / INDEX
-    if where.stat().st_size > LONGEST:
-        raise ValueError(f"{where} has {where.stat().st_size:,} bytes: that is no index; {AGAIN}")
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if where.stat().st_size > _most(size):
+        raise ValueError(
+            f"{where} has {where.stat().st_size:,} bytes, expected at most {_most(size):,} for "
+            f"{size:,} bytes of weights; {AGAIN}"
+        )
     index = _json(where.read_bytes(), where)
     table = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(table, dict) or not table:
@@ -177,10 +188,42 @@ def headers(file) -> dict[str, Tensor]:
 
     The safetensors format, huggingface.co/docs/safetensors.
     """
+    return opened(file)[0]
+
+
+def _most(size: int) -> int:
+    """How long a header may be in a file, or an index in a folder, of so many bytes.
+
+    JSON takes up to thirty times its length in memory, and a small file must not take much.
+    """
+    return min(LONGEST, SMALL + size // 10)
+
+
+def opened(file) -> tuple[dict[str, Tensor], dict[str, str], bytes]:
+    """The tensors of one file as `headers` gives them, with the rest of the header.
+
+    Args:
+      file: its path.
+
+    Returns:
+      ({name: Tensor}, "__metadata__", the header as it is in the file).
+
+    Raises:
+      ValueError: as `headers`.
+
+    >>> opened("no-such-file")
+    Traceback (most recent call last):
+        ...
+    FileNotFoundError: [Errno 2] No such file or directory: 'no-such-file'
+
+    The safetensors format, huggingface.co/docs/safetensors.
+    """
     file = Path(file)
-    with open(file, "rb") as opened:
-        size = os.fstat(opened.fileno()).st_size
-        first = opened.read(8)
+    if not stat.S_ISREG(os.stat(file).st_mode):  # opening a pipe would wait for ever
+        raise ValueError(f"{file} is no plain file, expected safetensors; {AGAIN}")
+    with open(file, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        first = stream.read(8)
         length = int.from_bytes(first, "little")
         if first == b"version ":
             raise ValueError(
@@ -191,11 +234,13 @@ def headers(file) -> dict[str, Tensor]:
                 f"{file} is cut off, or no safetensors file: {size:,} bytes, but its first eight "
                 f"say that the header alone has {length:,}; {AGAIN}"
             )
-        if length > LONGEST:
+        if length > _most(size):
             raise ValueError(
-                f"{file}: the header has {length:,} bytes, expected at most {LONGEST:,}; {AGAIN}"
+                f"{file}: the header has {length:,} bytes, expected at most {_most(size):,} in a "
+                f"file of {size:,}; {AGAIN}"
             )
-        table = _json(opened.read(length), file)
+        header = stream.read(length)
+    table = _json(header, file)
     if not isinstance(table, dict):
         raise ValueError(f"{file}: the header is no JSON object; {AGAIN}")
     about = table.pop("__metadata__", {})
@@ -218,9 +263,10 @@ def headers(file) -> dict[str, Tensor]:
             f"{file} {fault}: the data has {size - 8 - length:,} bytes, but {last!r} ends at byte "
             f"{end:,}; {AGAIN}"
         )
-    return {
+    found = {
         tensor.name: tensor._replace(start=8 + length + start) for start, _, tensor in sorted(rows)
     }
+    return found, about, header
 
 
 def _entry(file: Path, name: str, row) -> tuple[int, int, Tensor]:
@@ -249,18 +295,9 @@ def _entry(file: Path, name: str, row) -> tuple[int, int, Tensor]:
 
 def _json(text: bytes, file: Path):
     """Parsed JSON; a name that comes twice is an error."""
-
-    def once(pairs):
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            seen: set = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-            raise ValueError(f"the name {twice!r} comes twice")
-        return found
-
     try:
-        return json.loads(text, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
+        return parsed(text)
+    except ValueError as error:
         raise ValueError(f"{file} has damaged JSON: {error}; {AGAIN}") from None
 
 
@@ -366,7 +403,7 @@ def write(folder: Path, wanted: Iterable[Wanted], max_shard_size: int | str = "5
 
 def _write_one(file: Path, wanted: list[Wanted]) -> None:
     wanted = sorted(wanted, key=lambda one: -one.dtype.itemsize)  # so that all are aligned
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    table: dict[str, Any] = {"__metadata__": {"sha256": ZEROS, "format": "pt"}}  # digest first
     start = 0
     for one in wanted:
         offsets = [start, start + one.size]
@@ -378,12 +415,18 @@ def _write_one(file: Path, wanted: list[Wanted]) -> None:
         start += one.size
     head = json.dumps(table, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    with open(file, "wb") as opened:
-        opened.write(len(head).to_bytes(8, "little") + head)
+    with open(file, "wb") as stream:
+        begin = len(head).to_bytes(8, "little") + head
+        total = hashlib.sha256(begin)
+        stream.write(begin)
         for one in wanted:
             array = np.asarray(one.make())
             assert (array.dtype, array.shape) == (one.dtype, one.shape), one.name
-            opened.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            total.update(data)
+            stream.write(data)
+        stream.seek(begin.index(ZEROS.encode()))
+        stream.write(total.hexdigest().encode())
 
 
 def bytes_of(size: int | str) -> int:
@@ -414,65 +457,3 @@ def bytes_of(size: int | str) -> int:
             'or "200MB"'
         )
     return number * factor
-
-
-@contextlib.contextmanager
-def atomic(folder, overwrite: bool = False) -> Iterator[Path]:
-    """A folder that is there whole or not at all: write into what is given, it is renamed after.
-
-    Args:
-      folder: the final place.
-      overwrite: replace what is there; else it is an error.
-
-    Yields:
-      An empty folder beside it. On any error it is removed, and what was there stays.
-
-    Raises:
-      FileExistsError: if the folder exists and is not to be replaced.
-
-    >>> import tempfile
-    >>> place = Path(tempfile.mkdtemp()) / "out"
-    >>> with atomic(place) as folder:
-    ...     _ = (folder / "a.txt").write_text("whole")
-    >>> (place / "a.txt").read_text()
-    'whole'
-
-    Commit by rename: Pillai et al., OSDI 2014, section 3.
-    """
-    folder = Path(folder)
-    _free(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    place = folder.parent / f".{folder.name}.tmp-{uuid.uuid4().hex[:8]}"
-    place.mkdir()
-    try:
-        yield place
-        for path in [*place.rglob("*"), place]:
-            _sync(path)
-        _free(folder, overwrite)
-        old = folder.parent / f"{place.name}.old"
-        if os.path.lexists(folder):
-            os.rename(folder, old)
-        os.rename(place, folder)
-        _sync(folder.parent)
-        if old.is_dir() and not old.is_symlink():
-            shutil.rmtree(old)
-        elif os.path.lexists(old):
-            old.unlink()
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _free(folder: Path, overwrite: bool) -> None:
-    if os.path.lexists(folder) and not overwrite:
-        raise FileExistsError(
-            f"{folder} exists, and nothing is overwritten unasked; choose another folder, or say "
-            "overwrite=True"
-        )
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from jax import export as exporting
 
 from nnkit.core.trees import paths
-from nnkit.interop import files
+from nnkit.interop import files, folders
 
 __all__ = ["export"]
 
@@ -86,11 +88,13 @@ def export(
         )
     weights = {path: jnp.asarray(x) for path, x in paths(params)}
     specs = _specs(inputs, tuple(constraints))
-    with files.atomic(folder, overwrite) as place:
+    with folders.atomic(folder, overwrite) as place:
         exported = _lowered(_flat(model_or_function, params), weights, specs, tuple(platforms))
-        (place / "model.stablehlo").write_bytes(exported.serialize())
+        program = exported.serialize()
+        (place / "model.stablehlo").write_bytes(program)
         files.write(place, [_wanted(*pair) for pair in weights.items()], 2**62)
         signature = _signature(exported, specs, weights, about)
+        signature["sha256"] = {"model.stablehlo": hashlib.sha256(program).hexdigest()}
         (place / "signature.json").write_text(json.dumps(signature, indent=2) + "\n")
         (place / "README.md").write_text(_readme(Path(folder).name, specs, signature, about))
     return Path(folder)
@@ -151,7 +155,8 @@ def _flat(model_or_function, params) -> Callable:
 def _lowered(run, weights, specs, platforms):
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
     try:
-        return exporting.export(jax.jit(run), platforms=platforms)(shapes, specs)
+        with _no_places():
+            return exporting.export(jax.jit(run), platforms=platforms)(shapes, specs)
     except Exception as error:
         open_sizes = [name for name, spec in specs.items() if _names(spec.shape)]
         text = f"{type(error).__name__}: {error}"
@@ -162,6 +167,18 @@ def _lowered(run, weights, specs, platforms):
             f"{str(error).strip().splitlines()[0]:.300} Give them as numbers, or say more, as with "
             'constraints=("t >= 2",)'
         ) from error
+
+
+@contextlib.contextmanager
+def _no_places() -> Iterator[None]:
+    """Programs do not say in which files of this machine their lines are."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _names(shape) -> list[str]:

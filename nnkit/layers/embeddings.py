@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nnkit.core.checks import concrete, sizes
+from nnkit.core.ranges import indexed
 from nnkit.layers.meshes import batchwise, gathered
 
 __all__ = ["Embed", "rows"]
@@ -99,6 +100,7 @@ def rows(table, ids, *, name="ids", of="table"):
     Bengio et al. 2003, section 2.
     """
     known = concrete(ids)  # asked first: an array made while tracing is not known
+    indexed(ids, jnp.shape(table)[0])
     table, ids = jnp.asarray(table), jnp.asarray(ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(

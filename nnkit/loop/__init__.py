@@ -6,6 +6,7 @@ from nnkit.loop.evaluation import evaluate, predict
 from nnkit.loop.fitting import fit, patience
 from nnkit.loop.members import diverged, save_members
 from nnkit.loop.records import Run
+from nnkit.loop.retraces import watched
 from nnkit.loop.running import Result, run
 from nnkit.loop.start import init
 from nnkit.loop.tables import interval, number, percent, print_table
@@ -32,5 +33,6 @@ __all__ = [
     "run",
     "save_members",
     "verdict",
+    "watched",
     "write_csv",
 ]

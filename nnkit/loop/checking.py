@@ -45,7 +45,7 @@ def check(task: Objective, train, *, seed: int = 0) -> list[str]:
     g = gradient(task)
     first = next(iter(train), None)
     if first is None:
-        raise ValueError(f"the training data gave no batch; {GONE}")
+        raise ValueError(f"the training data gave no batch, {GONE}")
     inspect_batch(first)
     key = jax.random.key(seed)
     for batch in [first, getattr(train, "corners", lambda: None)()]:
@@ -78,6 +78,8 @@ def check(task: Objective, train, *, seed: int = 0) -> list[str]:
 def _field(name: str, x: np.ndarray) -> str:
     text = f"{name} {trees.describe(x)}"
     if x.dtype.kind in "iub":
+        if name == "y" and x.ndim == 1 and len(x) > 1 and x.min() == x.max():
+            return f"!!  {text}  all are {x.min()}: is the data sorted by label?"
         return f"ok  {text}  {x.min()}..{x.max()}"
     mean, sd = float(x.mean()), float(x.std())
     fine = sd > 0 and abs(mean) < 20 and 1e-3 < sd < 20

@@ -12,13 +12,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["code", "environment"]
+from nnkit.core.privacy import private
 
+__all__ = ["code", "environment", "perishable"]
+
+MOUNTS = Path("/proc/self/mounts")
+COLAB, DRIVE = Path("/content"), Path("/content/drive")
 PACKAGES = "jax jaxlib flax optax orbax-checkpoint numpy".split()
 
 
 def environment() -> dict[str, Any]:
     """What made a run: versions, devices, commit, dirty diff, command. No variables, no home.
+
+    Texts pass `private`: the home folder is ~, and secrets of the environment are left out.
 
     Returns:
       A JSON mapping.
@@ -38,7 +44,7 @@ def environment() -> dict[str, Any]:
     diff = git("diff", "HEAD")
     from nnkit import __version__
 
-    return {
+    found = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "commit": git("rev-parse", "HEAD"),
@@ -51,6 +57,7 @@ def environment() -> dict[str, Any]:
         "devices": [str(d) for d in jax.devices()],
         "processes": jax.process_count(),
     }
+    return private(found)
 
 
 def code() -> dict[str, str]:
@@ -70,6 +77,35 @@ def code() -> dict[str, str]:
             found.update(path.read_bytes())
     versions = {name: str(_version(name)) for name in PACKAGES}
     return {**versions, "python": platform.python_version(), "code": found.hexdigest()[:16]}
+
+
+def perishable(folder) -> str:
+    """Why a run in this folder may be lost, and what to do; "" if nothing is known against it.
+
+    Args:
+      folder: a path, which need not exist.
+
+    Returns:
+      A sentence or "".
+
+    >>> perishable(Path.home())
+    ''
+    """
+    path = Path(folder).absolute()
+    copied = "checkpoints are read back and checked against digests, copy them elsewhere as well"
+    if path.is_relative_to(DRIVE):
+        return f"{folder} is on Google Drive, which may be unmounted or write late: {copied}"
+    if path.is_relative_to(COLAB) and COLAB.is_dir():
+        return (
+            f"{folder} is on the disk of a Colab machine, and is gone when that stops: mount Drive "
+            f"(google.colab.drive.mount({str(DRIVE)!r})) and use a folder in {DRIVE}/MyDrive"
+        )
+    mounts = [line.split() for line in MOUNTS.read_text().splitlines()] if MOUNTS.exists() else []
+    over = [m for m in mounts if len(m) > 2 and path.is_relative_to(m[1].replace("\\040", " "))]
+    kind = max(over, key=lambda m: len(m[1]))[2] if over else ""
+    if kind.startswith("fuse"):
+        return f"{folder} is on a file system in user space ({kind}), which may go away: {copied}"
+    return ""
 
 
 def _version(package: str) -> str | None:

@@ -9,14 +9,16 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from nnkit.core.ranges import ranges
 from nnkit.data import prefetch
 from nnkit.loop import feeding
+from nnkit.loop.retraces import watched
 from nnkit.train import Objective, pair
 from nnkit.train.nouns import expect
 
 __all__ = ["evaluate", "predict"]
 
-GONE = "check the path, or whether a generator was used up"
+GONE = "expected at least 1; check the path, or whether a generator was used up"
 
 
 def evaluate(objective: Objective, batches, *, split: str = "test") -> Callable:
@@ -47,28 +49,30 @@ def evaluate(objective: Objective, batches, *, split: str = "test") -> Callable:
     def metrics(params, carry, batch):
         return objective.loss(params, carry, batch, None)[1][1]
 
-    one = jax.jit(metrics)
+    one = watched(metrics, who=f"evaluate(split={split!r})", spare=1)  # the last batch is shorter
 
     @functools.lru_cache(maxsize=4)
     def on(mesh):  # many processes: every one of them is to have the numbers
         return jax.jit(metrics, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def whole(params, carry):
+        one.begin()
         mesh = feeding.spanning((params, carry))
         ahead = prefetch(iter(batches)) if mesh is None else feeding.evaluated(batches, mesh)
         say = one if mesh is None else on(mesh)
         found = [say(params, carry, batch) for batch in ahead]
         if not found:
-            raise ValueError(f"evaluate(split={split!r}): the data gave no batch; {GONE}")
+            raise ValueError(f"evaluate(split={split!r}): the data gave no batch, {GONE}")
         return {"split": split, **read(*jax.device_get(found))}
 
     def trial(params, carry):
         """The metrics of one batch as shapes: what would fail later fails here."""
         batch = next(iter(batches), None)
         if batch is None:
-            raise ValueError(f"evaluate(split={split!r}): the data gave no batch; {GONE}")
+            raise ValueError(f"evaluate(split={split!r}): the data gave no batch, {GONE}")
         try:
-            return jax.eval_shape(one, params, carry, batch)
+            found = jax.eval_shape(one, params, carry, batch)
+            return {name: found[name] for name in found if name not in ranges(found)}
         except Exception as error:
             error.add_note(
                 f"this is evaluate(split={split!r}) on its first batch: if the step is a sweep or "
@@ -82,20 +86,24 @@ def evaluate(objective: Objective, batches, *, split: str = "test") -> Callable:
 
 def read(*sums) -> dict:
     """Trees of `Mean`s on the host, added in float64: floats, or arrays [n ...] of members."""
-    row = {}
+    row, counters = {}, ranges(sums[0])
+    left_out = [name for name in ("skipped", "rolled_back") if name in sums[0]]
     for name in sums[0]:
         total = sum((np.asarray(s[name].total, np.float64) for s in sums), np.float64(0))
         weight = sum((np.asarray(s[name].weight, np.float64) for s in sums), np.float64(0))
+        if name in counters:  # members see the same batches
+            if count := int(np.max(total)):
+                row[name] = count
+            continue
         with np.errstate(divide="ignore", invalid="ignore"):
             value = np.asarray(
                 total / weight.reshape(weight.shape + (1,) * (total.ndim - weight.ndim))
             )
-        if weight.any() or "skipped" not in sums[0]:  # a row whose updates were all skipped
+        if weight.any() or not left_out:  # a row whose updates were all left out
             row[name] = float(value) if not value.ndim else value
-    if "loss" in sums[0] and not sum(np.asarray(s["loss"].weight).sum() for s in sums):
-        skipped = np.any([np.any(s["skipped"].total) for s in sums if "skipped" in s])
-        if not skipped:
-            raise ValueError("every example is masked out: there is nothing to average")
+    none = "loss" in sums[0] and not sum(np.asarray(s["loss"].weight).sum() for s in sums)
+    if none and not np.any([np.any(s[name].total) for s in sums for name in left_out]):
+        raise ValueError("every example is masked out: there is nothing to average")
     return row
 
 
@@ -128,8 +136,10 @@ def predict(
     """
     _, apply = pair(model)
     mesh = feeding.spanning((params, carry))
-    say = jax.jit(
+    say = watched(
         lambda params, carry, x: apply(params, carry, x, None)[0],
+        who="predict",
+        spare=1,  # the last batch is shorter
         out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()),
     )
     names = x if isinstance(x, tuple) else (x,)
@@ -147,5 +157,5 @@ def predict(
             if name not in (*names, "mask"):
                 rows.setdefault(name, []).append(np.asarray(values)[keep])
     if not rows:
-        raise ValueError(f"predict: the data gave no batch; {GONE}")
+        raise ValueError(f"predict: the data gave no batch, {GONE}")
     return {name: np.concatenate(parts) for name, parts in rows.items()}

@@ -52,7 +52,7 @@ class Feed(NamedTuple):
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return x  # global already
         x = np.asarray(x)
-        x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
+        x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype))  # a copy: the source may reuse it
 
         def piece(index):
             start, stop, _ = index[self.axis].indices(shape[self.axis])
@@ -136,7 +136,8 @@ def trained(step: Step, state, batches, start: int) -> Iterator[Any]:
             same = "; give every process the whole batch, fit takes its rows"
             hosts.agree({"first batch": trees.digest(first)}, f"the data{same}")
         feed = _feed(first, _wanted(step, state, first), 0, everything=True)
-    return prefetch(itertools.chain([first], stream), place=feed.place)
+    timeout = getattr(batches, "timeout", None)
+    return prefetch(itertools.chain([first], stream), place=feed.place, timeout=timeout)
 
 
 def evaluated(batches, mesh: Mesh) -> Iterator[Any]:
@@ -209,7 +210,9 @@ def _checked(batch):
     None is the end of the data.
     """
     if batch is None:
-        raise ValueError("the data gave no batch; check the path, or whether they were used up")
+        raise ValueError(
+            "the data gave no batch, expected one; check the path, or whether they were used up"
+        )
     if spanning(batch) is None:
         padding = isinstance(batch, Mapping) and len(batch) > 1 and not np.any(batch.get("mask", 1))
         inspect_batch({k: v for k, v in batch.items() if k != "mask"} if padding else batch)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from nnkit.core import trees
 from nnkit.data import prefetch
+from nnkit.data.ahead import owned
 from nnkit.loop import feeding
+from nnkit.loop.book import Book, Plan, alive
 from nnkit.loop.environment import code
-from nnkit.loop.evaluation import read
+from nnkit.loop.interrupts import Interrupts, recall, remember, unpacked
+from nnkit.loop.labels import CHECKED, seen
 from nnkit.loop.members import diverged, grid_of
+from nnkit.loop.memory import explain
 from nnkit.loop.progress import Progress
+from nnkit.loop.rates import lasting
 from nnkit.loop.records import Run
 from nnkit.loop.start import advance, compiled, inspect_batch, place_of_sums, traced
 from nnkit.parallel import hosts
@@ -47,6 +49,11 @@ def fit(
         for i, batch in zip(range(steps), train.stream()):
             state, metrics = update(state, batch)
 
+    Ctrl-C ends it after the update in flight: what was reached is saved and returned, and the last
+    row says `"interrupted": True`. A second Ctrl-C raises. SIGTERM saves, then exits with 143. The
+    same call again goes on as if nothing had happened. An error carries `state` and `step`, the
+    last that are sound, and a run has them as a checkpoint.
+
     Logged values are means over all examples since the row before, not of the last batch. On many
     processes (`nk.hosts`) each reads its rows of every batch, and process 0 writes.
 
@@ -67,10 +74,13 @@ def fit(
       (state, rows): rows are dicts with step, time (s) and values (float, or [n] for members).
 
     Raises:
+      KeyboardInterrupt: after a second Ctrl-C; has the state too.
       ValueError: if there is nothing to do: no step, no batch, or data that end too early; if
         processes do not agree on configuration, code, data or step, or the state is on one only.
       ConnectionError: if another process has gone; names it.
-      FloatingPointError: if the loss is not finite (of every member, if there are several).
+      FloatingPointError: if the loss is not finite (of every member, if there are several), or
+        the state to be saved or returned.
+      RuntimeError: if a replay of an update (`nk.replayed`) gave other bits, or a save failed.
 
     >>> task = nk.objective(lambda key, b: jnp.float32(0), lambda w, b, key: (w - b["x"]) ** 2)
     >>> descent, train = nk.step(nk.gradient(task), optax.sgd(0.25)), [{"x": jnp.ones(4)}]
@@ -81,105 +91,55 @@ def fit(
     """
     expect("fit", step, Step)
     steps = updates(steps, batches)
+    lasting(step.update, steps)
     plan = Plan(steps, _hooks(every), _interval(log_every, steps), stop, run)
-    _alive(state)
+    alive(state)
     _agreed(plan, state, batches)
-    state, start, rows = _resumed(run, state, batches, steps, progress)
-    if start >= steps or (stop is not None and rows and stop(rows)):
+    state, start, rows, sums = _resumed(run, state, batches, steps, progress)
+    if sums is None and (start >= steps or (stop is not None and rows and stop(rows))):
         return state, rows  # finished before
     _rehearse(step, state, plan)
-    i, place, sums = start, place_of_sums(state), None
-    update = advance(step, place)
+    done, place, batch = start, place_of_sums(state), None
+    sums, update = feeding.whole(sums, place), advance(step, place)
     show = progress if hosts.first() else False
-    with Progress(start, steps, show=show) as bar, hosts.together():
-        book = Book(step, plan, rows, getattr(batches, "fingerprint", None), bar)
-        for i, batch in zip(range(start + 1, steps + 1), _stream(step, state, batches, start)):
-            if i == start + 1:
-                form = _first_look(step, state, batch)
-            if sums is None:
-                zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), form)
-                sums = feeding.whole(zeros, place)
-            state, sums = update(state, sums, batch)
-            if not plan.due(i):
-                bar.update(i)
-                continue
-            book.write(i, state, sums)
-            sums = None
-            if book.stopped:
-                break
-    if i < steps and not book.stopped:
-        raise ValueError(
-            f"the data ended after {i} of {steps} steps; pass a re-iterable such as a list or a "
-            "Batches, or fewer steps"
-        )
-    _report(rows, state, show)
-    if run is not None:
-        run.checkpoints.wait()
-        run.mark("done")
-    return state, rows
-
-
-class Plan(NamedTuple):
-    """What happens at which step: pure functions of the step number.
-
-    >>> plan = Plan(100, [], 10, None, None)
-    >>> [i for i in range(1, 31) if plan.due(i)]
-    [1, 2, 4, 8, 10, 16, 20, 30]
-    """
-
-    steps: int
-    hooks: list[tuple[int, Callable]]
-    log_every: int
-    stop: Callable | None
-    run: Run | None
-
-    def hooked(self, i: int) -> list[Callable]:
-        """The hooks to call after step i."""
-        return [hook for n, hook in self.hooks if i % n == 0 or i == self.steps]
-
-    def saves(self, i: int) -> bool:
-        """Is there a checkpoint after step i?"""
-        every = self.run.save_every if self.run is not None else None
-        return self.run is not None and (i == self.steps or bool(every and i % every == 0))
-
-    def due(self, i: int) -> bool:
-        """Is there a row after step i? With a checkpoint there is: it has no sums to remember."""
-        regular = i & (i - 1) == 0 or i % self.log_every == 0 or i == self.steps
-        return regular or self.saves(i) or bool(self.hooked(i))
-
-
-class Book:
-    """The rows of a run, and what is written when they are due."""
-
-    def __init__(self, step: Step, plan: Plan, rows: list, fingerprint, bar: Progress):
-        self.step, self.plan, self.rows, self.fingerprint, self.bar = (
-            step, plan, rows, fingerprint, bar,
-        )  # fmt: skip
-        self.began = time.monotonic() - (rows[-1]["time"] if rows else 0.0)
-        self.stopped = False
-
-    def write(self, i: int, state, sums) -> None:
-        """Rows, hooks and a checkpoint after step i, from the sums since the row before."""
-        row = read(jax.device_get(sums))
-        _finite(row, i, state)
-        self._put(i, row)
-        hooks = self.plan.hooked(i)
-        for hook in hooks:
-            found = hook(*self.step.weights(state))
-            if found is not None:
-                self._put(i, found)
-        stop, run = self.plan.stop, self.plan.run
-        if hooks and stop is not None:  # times differ: one process decides for all
-            self.stopped = hosts.shared(bool(stop(self.rows)))
-        if run is not None and (self.stopped or self.plan.saves(i)):
-            run.save(i, state, self.rows, self.fingerprint)
-
-    def _put(self, i: int, row: Mapping) -> None:
-        row = {"step": i, "time": round(time.monotonic() - self.began, 3), **row}
-        self.rows.append(row)
-        if self.plan.run is not None:
-            self.plan.run.log(row)
-        self.bar.update(i, row)
+    with Interrupts() as asked, Progress(start, steps, show=show) as bar, hosts.together():
+        book = Book(step, plan, rows, getattr(batches, "fingerprint", None), bar, asked)
+        try:
+            if sums is not None and plan.due(start):  # interrupted before this row was written
+                book.write(start, state, sums)
+                sums = None
+            stream = asked.between(_stream(step, state, batches, start))
+            last = start if book.stopped else steps
+            for i, batch in zip(range(start + 1, last + 1), stream):
+                if i == start + 1:
+                    form = _first_look(step, state, batch)
+                if i <= start + CHECKED:
+                    seen(batch, form, i)
+                state, sums = update(state, _zeros(form, place) if sums is None else sums, batch)
+                done = i
+                if plan.due(i):
+                    book.write(i, state, sums)
+                    sums = None
+                else:
+                    book.turn(i)
+                if asked.signals or book.stopped:
+                    break
+            book.complete(done)
+        except BaseException as error:
+            explain(error, batch)
+            if not asked.caused(error):
+                book.rescue(error, done, state, sums, new=done > start)
+                raise
+        if asked.signals:
+            if run is None:
+                remember(state, batches, steps, done, rows, sums)
+            book.interrupted(done, state, sums, new=done > start)
+        elif run is not None:
+            run.checkpoints.wait()
+            run.mark("done")
+        _report(rows, state, show)
+        asked.leave(state)
+        return state, rows
 
 
 def _rehearse(step: Step, state, plan: Plan) -> None:
@@ -187,8 +147,10 @@ def _rehearse(step: Step, state, plan: Plan) -> None:
     try:
         weights = jax.eval_shape(step.weights, state)
     except Exception as error:
-        error.add_note("is it the state of another step? make one by nk.init(step, key, batch)")
-        raise
+        raise ValueError(
+            f"the state is a {type(state).__name__}, the state of another step, expected that of "
+            "this step; make one by nk.init(step, key, batch)"
+        ) from error
     names: set[str] = set()
     for _, hook in plan.hooks:
         if hasattr(hook, "trial"):
@@ -200,36 +162,33 @@ def _rehearse(step: Step, state, plan: Plan) -> None:
         )
 
 
-def _alive(state) -> None:
-    """Raise if the buffers of a state were given away."""
-    gone = [p for p, x in trees.paths(state) if isinstance(x, jax.Array) and x.is_deleted()]
-    if gone:
-        raise ValueError(
-            f"the state was used up (donated) by an earlier fit or update, first at {gone[0]!r}: "
-            "go on with the state that it returned, or make a new one by nk.init"
-        )
-
-
 def _resumed(run: Run | None, state, batches, steps: int, progress):
-    """(state, steps done, rows): from the newest checkpoint of the run, if there is one."""
+    """(state, steps done, rows, sums since the last row or None): where an earlier start ended."""
     if run is None:
-        return state, 0, []
-    state, start, rows = run.resume(state, getattr(batches, "fingerprint", None))
-    if start < steps and run.status != "done":
-        run.mark("running")
+        found = recall(state, batches, steps)
+        start, rows, sums = found or (0, [], None)
+    else:
+        state, start, rows = run.resume(state, getattr(batches, "fingerprint", None))
+        sums = unpacked(run.pending)
+        if (start < steps or sums is not None) and run.status != "done":
+            run.mark("running")
     if 0 < start < steps and progress is not False and hosts.first():
-        print(f"resuming {run.folder} at step {start:,} of {steps:,}", flush=True)
-    return state, start, rows
+        what = "the interrupted fit" if run is None else run.folder
+        print(f"resuming {what} at step {start:,} of {steps:,}", flush=True)
+    return state, start, rows, sums
 
 
 def updates(steps, batches) -> int:
     """The number of updates, checked; None is one pass."""
     if steps is None:
         if not hasattr(batches, "__len__"):
-            raise ValueError("steps= is needed: the length of these batches is not known")
+            raise ValueError(
+                "steps= is None, expected a number: the length of these batches is not known; "
+                "write steps=1000 or as many updates as there are to be"
+            )
         steps = len(batches)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps={steps!r}, expected an integer >= 1")
+        raise ValueError(f"steps={steps!r}, expected an integer >= 1, such as steps=1000")
     return steps
 
 
@@ -237,7 +196,7 @@ def _interval(log_every, steps) -> int:
     if log_every is None:
         return max(1, steps // 100)
     if isinstance(log_every, bool) or not isinstance(log_every, int) or log_every < 1:
-        raise ValueError(f"log_every={log_every!r}, expected an integer >= 1, or None")
+        raise ValueError(f"log_every={log_every!r}, expected an integer >= 1; None is usual")
     return log_every
 
 
@@ -247,7 +206,10 @@ def _hooks(every) -> list[tuple[int, Callable]]:
     found = []
     for n, hook in (every or {}).items():
         if isinstance(n, bool) or not isinstance(n, int) or n < 1 or not hook:
-            raise ValueError(f"every={{{n!r}: ...}}: expected {{steps >= 1: hook or [hooks]}}")
+            raise ValueError(
+                f"every={{{n!r}: ...}}: expected {{steps >= 1: hook or [hooks]}}, such as "
+                "{500: hook}"
+            )
         for one in hook if isinstance(hook, list | tuple) else [hook]:
             if not callable(one):
                 raise TypeError(
@@ -284,8 +246,14 @@ def _first_look(step: Step, state, batch):
         return traced(step, state, batch)[1]
     form = traced(step, state, batch)[1]
     text = compiled(step).lower(state, batch).as_text()
-    hosts.agree({"program": hashlib.sha256(text.encode()).hexdigest()[:16]}, "the first update")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    hosts.agree({"program (settings and code of the step)": digest}, "the first update")
     return form
+
+
+def _zeros(form, place):
+    """Sums of metrics of nothing."""
+    return feeding.whole(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), form), place)
 
 
 def _stream(step, state, batches, start):
@@ -295,26 +263,9 @@ def _stream(step, state, batches, start):
     if hasattr(batches, "stream"):
         return prefetch(batches.stream(start))
     if iter(batches) is batches:  # a generator: it can be read once
-        return prefetch(itertools.islice(batches, start, None))
-    return itertools.islice(itertools.cycle([jax.device_put(b) for b in batches]), start, None)
-
-
-def _finite(row, i, state) -> None:
-    loss = row.get("loss", 0.0)
-    if np.isfinite(loss).any() or row.get("skipped", 0.0):
-        return
-    bad = [
-        path
-        for path, x in trees.paths(state)
-        if jax.numpy.issubdtype(x.dtype, np.inexact)
-        and not all(np.isfinite(np.asarray(s.data)).all() for s in x.addressable_shards)
-    ]
-    where = f"first in the state at {bad[0]!r}" if bad else "the state itself is still finite"
-    raise FloatingPointError(
-        f"the loss is {loss} at step {i} ({where}): a learning rate too high, labels outside the "
-        "model's classes, token ids outside its vocabulary, or NaN in the inputs; "
-        "nk.skip_nonfinite(step) skips such batches"
-    )
+        rest = itertools.islice(batches, start, None) if start else batches
+        return prefetch(rest, timeout=getattr(batches, "timeout", None))
+    return itertools.islice(itertools.cycle([owned(b) for b in batches]), start, None)
 
 
 def _report(rows, state, show) -> None:
@@ -349,14 +300,17 @@ def patience(metric: str, checks: int, *, mode: str, split: str = "test") -> Cal
     Prechelt 1998, doi:10.1007/3-540-49430-8_3 (criterion UP).
     """
     if mode not in ("max", "min"):
-        raise ValueError(f"patience(mode={mode!r}): expected 'max' or 'min'")
+        raise ValueError(f"patience(mode={mode!r}): expected 'max' or 'min'; use 'min' for a loss")
     if not isinstance(checks, int) or checks < 1:
-        raise ValueError(f"patience(checks={checks!r}): expected an integer >= 1")
+        raise ValueError(f"patience(checks={checks!r}): expected an integer >= 1, such as checks=3")
 
     def stop(rows) -> bool:
         here = [row for row in rows if row.get("split") == split]
         if here and metric not in here[-1]:
-            raise KeyError(f"patience: the {split!r} rows have {sorted(here[-1])}, not {metric!r}")
+            raise KeyError(
+                f"patience: the {split!r} rows have {sorted(here[-1])}, not {metric!r}; name one "
+                "of these metrics"
+            )
         values = [float(np.mean(row[metric])) * (1 if mode == "max" else -1) for row in here]
         return len(values) > checks and max(values[-checks:]) <= max(values[:-checks])
 

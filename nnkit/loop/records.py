@@ -6,24 +6,30 @@ metrics.jsonl   one JSON object per row: step, seconds, values (NaN as Python wr
 checkpoints/    state + data position, see nnkit.checkpoint
 results.json    the table that the experiment ends with
 STATUS          running | done | interrupted | failed: why
+.lock           which process writes, while one does; readers need no lock
 
 On many hosts the folder is on a disk that all of them see; process 0 writes, the others read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from nnkit.checkpoint import Checkpoints
-from nnkit.loop.environment import environment
+from nnkit.checkpoint import Checkpoints, locks
+from nnkit.core.documents import document
+from nnkit.core.failpoints import failpoint
+from nnkit.core.privacy import private
+from nnkit.loop.environment import environment, perishable
 from nnkit.loop.tables import print_table
 from nnkit.parallel import hosts
 
@@ -59,7 +65,10 @@ def canonical(config) -> tuple[dict, str]:
             x = x.item()
         if x is None or isinstance(x, bool | int | float | str):
             return x
-        raise TypeError(f"config{path} is {type(x).__name__}, expected numbers, strings and lists")
+        raise TypeError(
+            f"config{path} is {type(x).__name__}, expected numbers, strings and lists; write "
+            "x.tolist() for an array"
+        )
 
     data = plain(config, "")
     if not isinstance(data, dict):
@@ -76,25 +85,65 @@ def claimable(folder, config) -> None:
       config: see `canonical`.
 
     Raises:
-      ValueError: if it belongs to another configuration; names the fields that differ.
+      ValueError: if it belongs to another configuration; names the fields that differ. If another
+        process is writing to it (`nk.checkpoint.Locked`); names it.
       NotADirectoryError: if it is a file.
 
     >>> claimable("no-such-folder", {"steps": 10})
     """
-    folder = Path(folder)
+    _belongs(Path(folder), config)
+    if hosts.first() and (who := locks.holder(folder)):
+        raise locks.Locked(
+            f"{folder} is in use by {who}; only one process may write to a run: wait until it has "
+            "ended, or stop it, or use another folder"
+        )
+
+
+def _belongs(folder: Path, config) -> None:
+    """Raise if a folder is a file, or of another configuration."""
+    _nameable(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(
             f"{folder} is a file, expected a folder for the run; give another name"
         )
     data, digest = canonical(config)
     if (folder / "config.json").exists():
-        before = json.loads((folder / "config.json").read_text())
+        before = document(folder / "config.json")
+        if not isinstance(before, dict) or not isinstance(before.get("config"), dict):
+            raise ValueError(
+                f"{folder / 'config.json'} is {before!r:.60}, expected the hash and the config of "
+                "a run; use another folder, or remove the file"
+            )
         if before.get("hash") != digest:
             raise ValueError(
                 f"{folder} belongs to another configuration: "
-                f"{_changes(before.get('config', {}), data)}; "
+                f"{_changes(before['config'], data)}; "
                 "use another folder, or the configuration in its config.json"
             )
+
+
+def _nameable(folder: Path) -> None:
+    long = [part for part in folder.parts if len(os.fsencode(part)) > 255]
+    if long or "\0" in str(folder):
+        why = "a name is too long" if long else "there is a null byte in it"
+        raise ValueError(
+            f"folder is {str(folder)!r:.80}, which cannot be made: {why}; expected a path of names "
+            "of at most 255 bytes: give another name"
+        )
+
+
+def made(folder: Path) -> None:
+    """Make a folder and those above it, or say which path that was, and why it could not be.
+
+    >>> made(Path("."))
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"folder is {str(folder)!r:.80}, which cannot be made: {error.strerror}; expected a "
+            "path on a disk that can be written: give another folder"
+        ) from error
 
 
 class Run:
@@ -102,7 +151,8 @@ class Run:
 
     Use it as a context manager and give it to `fit`: the last checkpoint is restored, with the
     position in the data and the rows logged until then, and training goes on bit by bit as if it
-    had never stopped.
+    had never stopped. From then on no other process can write to the folder until the block ends,
+    or this process, however that happens; reading is always possible.
 
     Args:
       folder: where; made if missing.
@@ -115,7 +165,8 @@ class Run:
         "accuracy" is that of the first evaluation at a step, "test/accuracy" that of its split.
 
     Raises:
-      ValueError: if the folder belongs to another configuration; names the fields that differ.
+      ValueError: if the folder belongs to another configuration; names the fields that differ. If
+        another process is writing to it (`nk.checkpoint.Locked`); names process, host and age.
       NotADirectoryError: if the folder is a file.
 
     >>> import tempfile
@@ -140,38 +191,50 @@ class Run:
         keep_best=None,
     ):
         if save_every is not None and (not isinstance(save_every, int) or save_every < 1):
-            raise ValueError(f"save_every is {save_every!r}, expected an integer >= 1 or None")
+            raise ValueError(
+                f"save_every is {save_every!r}, expected an integer >= 1 or None; 500 is usual"
+            )
         self.folder = Path(folder)
         self.config, self.hash = canonical({} if config is None else config)
         told = {f"config.{k}": v for k, v in self.config.items()} | {"folder": str(folder)}
         hosts.agree(told | {"save_every": save_every}, "the run")
-        hosts.unanimous(lambda: claimable(self.folder, self.config))
+        hosts.unanimous(lambda: _belongs(self.folder, self.config))
         self.experiment = experiment
         self.save_every = save_every
         self._writes = hosts.first()
         if self._writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            made(self.folder)
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", keep_last=keep_last, keep_best=keep_best
         )
+        self._lock = locks.Lock(self.folder)
         self._claim()
         hosts.barrier("run folder")
         hosts.unanimous(self._seen)
         self.restored = 0  # the step that the last `resume` went on from
+        self.pending = None  # sums since the last row, of a run that was interrupted between two
         self._sessions = self._read("env.json") or []
         self._environment: dict | None = None
 
     def __enter__(self) -> Run:
+        self._hold()
+        if self._writes and (why := perishable(self.folder)):
+            warnings.warn(why, stacklevel=2)
         self._environment = environment()
         self._write("env.json", [*self._sessions, self._environment])
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if kind is KeyboardInterrupt:
-            self.mark("interrupted")
-        elif kind is not None:
-            self.mark(f"failed: {kind.__name__}: {str(error)[:500]}")
-        self.checkpoints.__exit__(kind, error, traceback)
+        told = "interrupted"
+        if kind is not KeyboardInterrupt and (kind is not SystemExit or self.status != told):
+            told = f"failed: {kind.__name__}: {str(error)[:500]}" if kind else ""
+        with contextlib.suppress(OSError):  # the disk may be what failed: do not hide the error
+            if told:
+                self.mark(told)
+        try:
+            self.checkpoints.__exit__(kind, error, traceback)
+        finally:
+            self._lock.release()
 
     @property
     def status(self) -> str:
@@ -181,7 +244,7 @@ class Run:
 
     def mark(self, status: str) -> None:
         """Write the status."""
-        self._replace("STATUS", status + "\n")
+        self._replace("STATUS", private(status) + "\n")
 
     def rows(self) -> list[dict]:
         """The rows logged so far; lists become arrays [n]."""
@@ -201,6 +264,7 @@ class Run:
         """Append a row to metrics.jsonl."""
         if not self._writes:
             return
+        failpoint("run.log")
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(_plain(row)) + "\n")
 
@@ -210,8 +274,12 @@ class Run:
         Rows logged after that checkpoint are dropped: they will be logged again.
 
         Raises:
-          ValueError: if the state has another form, or the data are others.
+          ValueError: if the state has another form, the data are others, or another process writes.
+          OSError: if the disk has no room for two checkpoints of the state.
         """
+        self._hold()
+        if self.status != "done":
+            hosts.unanimous(lambda: self.checkpoints.room(state))
         if not hosts.shared(bool(self.checkpoints.steps())):
             self._keep_rows(0)
             return state, 0, []
@@ -222,18 +290,26 @@ class Run:
                 f"{self.folder} was trained on other data: {_changes(was, fingerprint)}; "
                 "use the same data, or another folder"
             )
-        self.restored = restored.step
-        return restored.state, restored.step, self._keep_rows(restored.step)
+        self._tell_code()
+        self.restored, self.pending = restored.step, (restored.meta or {}).get("pending")
+        whole = restored.step - (self.pending is not None)  # the row of that step comes again
+        return restored.state, restored.step, self._keep_rows(whole)
 
-    def save(self, step: int, state, rows, fingerprint=None) -> None:
-        """Save state and data position under `step`, asynchronously."""
+    def save(self, step: int, state, rows, fingerprint=None, pending=None) -> None:
+        """Save state and data position under `step`, asynchronously; `pending`: sums as JSON."""
+        if self._writes and not (self.folder / "config.json").exists():
+            raise FileNotFoundError(
+                f"{self.folder} has gone since the run began: its config.json is not there; mount "
+                "the disk again, then the same call goes on from the last checkpoint"
+            )
+        self._lock.check()
         found: dict = {}
         for row in rows:
             if row["step"] == step and "split" in row:  # plain names are those of the first
                 values = {k: v for k, v in row.items() if k not in ("step", "time")}
                 values = {k: float(np.mean(v)) for k, v in values.items() if _numeric(v)}
                 found = values | {f"{row['split']}/{k}": v for k, v in values.items()} | found
-        meta = {"config": self.hash, "data": _plain(fingerprint or {})}
+        meta = {"config": self.hash, "data": _plain(fingerprint or {}), "pending": pending}
         self.checkpoints.save(step, state, position=step, meta=meta, metrics=found)
 
     def conclude(self, table: list[Mapping]) -> None:
@@ -242,6 +318,21 @@ class Run:
             return
         print_table(table, title=f"{self.folder}")
         self._write("results.json", _plain(table))
+
+    def _tell_code(self) -> None:
+        """Say that a run goes on with other code than it had; it is for the user to judge."""
+        now = self._environment
+        if not self._sessions or now is None or not self._writes or self.status == "done":
+            return
+        before = self._sessions[-1]
+        both = [{k: x.get(k) for k in ("commit", "diff", "nnkit", "python")} for x in (before, now)]
+        both = [{**x, **(y.get("versions") or {})} for x, y in zip(both, (before, now))]
+        if both[0] != both[1]:
+            print(f"{self.folder} goes on with other code: {_changes(*both)}", flush=True)
+
+    def _hold(self) -> None:
+        """Take the lock, in the process that writes; the others fail with it."""
+        hosts.unanimous(lambda: self._lock.take() if self._writes else None)
 
     def _seen(self) -> None:
         """Raise unless this process sees the folder that process 0 has made."""
@@ -261,7 +352,11 @@ class Run:
 
     def _claim(self) -> None:
         if self._read("config.json") is None:
-            record = {"experiment": self.experiment, "hash": self.hash, "config": self.config}
+            record = {
+                "experiment": private(self.experiment),
+                "hash": self.hash,
+                "config": self.config,
+            }
             record["keep_best"] = self.checkpoints.keep_best
             self._write("config.json", record)
 
@@ -280,6 +375,7 @@ class Run:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        failpoint("run.write")
         os.replace(temporary, self.folder / name)
 
 

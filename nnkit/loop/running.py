@@ -33,6 +33,7 @@ class Result(NamedTuple):
       carry: the trained carry.
       rows: the log, a list of dicts.
       folder: the run folder, or None.
+      interrupted: was it ended by Ctrl-C? The same call again goes on, if it has a folder.
 
     >>> Result({}, {}, [{"step": 1}], None).rows[-1]["step"]
     1
@@ -43,6 +44,10 @@ class Result(NamedTuple):
     rows: list
     folder: Any
 
+    @property
+    def interrupted(self) -> bool:
+        return bool(self.rows) and bool(self.rows[-1].get("interrupted"))
+
 
 def run(
     task: Objective,
@@ -50,7 +55,7 @@ def run(
     test=None,
     *,
     steps: int,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     tx: optax.GradientTransformation | None = None,
     seed: int = 0,
     folder=None,
@@ -65,7 +70,7 @@ def run(
       train: training data: a `Batches` or a re-iterable of batches [b ...].
       test: data to evaluate on ten times on the way and at the end; may be None.
       steps: number of updates.
-      learning_rate: > 0, for AdamW with cosine decay; unused with `tx`.
+      learning_rate: > 0, for AdamW with cosine decay; None is 1e-3. Not with `tx`.
       tx: another optax optimizer.
       seed: int from 0 to 2**32 - 1: decides everything random.
       folder: a run folder; the same call again resumes there. It belongs to these settings and to
@@ -86,6 +91,12 @@ def run(
     True
     """
     expect("run", task, Objective)
+    if tx is not None and learning_rate is not None:
+        raise ValueError(
+            f"learning_rate is {learning_rate} beside tx, expected one of both: give the rate to "
+            f"the optimizer, tx=optax.adamw({learning_rate})"
+        )
+    learning_rate = 1e-3 if learning_rate is None else learning_rate
     positive(learning_rate=learning_rate)
     steps = updates(steps, train)
     schedule = optax.cosine_decay_schedule(learning_rate, steps)

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nnkit.core import means, trees
+from nnkit.core import means, platforms, trees
+from nnkit.loop.retraces import watched
 from nnkit.parallel import hosts
 from nnkit.train import Step
 from nnkit.train.nouns import expect
@@ -36,6 +37,7 @@ def init(step: Step, key, batch):
       ValueError: if the batch is empty, ragged, has NaN, or does not fit the model, or processes
         were given different ones.
       TypeError: if a field is not numeric, or the key is not a typed key.
+      RuntimeError: if JAX_PLATFORMS asks for an accelerator that is not here.
 
     >>> task = nk.objective(lambda key, b: jnp.float32(0), lambda w, b, key: (w - b["x"]) ** 2)
     >>> batch = {"x": jnp.ones(3)}
@@ -43,13 +45,16 @@ def init(step: Step, key, batch):
     Array(0., dtype=float32)
     """
     expect("init", step, Step)
+    platforms.require()
     if not trees.is_key(key):
         raise TypeError(f"key is {key!r:.60}, expected a typed key: jax.random.key(seed)")
     inspect_batch(batch)
     state = jax.eval_shape(lambda key: step.init(key, batch), key)  # sees the values of the batch
     problem = trees.difference(traced(step, state, batch)[0], state)
     if problem:
-        raise ValueError(f"update gives back another state than it takes: {problem}")
+        raise ValueError(
+            f"update gives back another state than it takes: {problem}; keep its shapes"
+        )
     if hosts.count() == 1:
         begin = step.init
         if isinstance(begin, jax.tree_util.Partial):  # a sweep: its grid is no part of the program
@@ -93,19 +98,22 @@ def inspect_batch(batch) -> None:
             rows = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
             raise ValueError(
                 f"batch[{name!r}] has {len(rows)} rows with NaN or infinity, the first is row "
-                f"{rows[0]}; drop them, or fill them in"
+                f"{rows[0]}, expected finite numbers; drop them, or fill them in"
             )
     if len(set(sizes.values())) > 1:
         raise ValueError(
-            f"the fields of a batch differ in length: {sizes}; cut or complete one of them"
+            f"the fields of a batch differ in length: {sizes}, expected one; cut or complete one "
+            "of them"
         )
     if not next(iter(sizes.values())):
-        raise ValueError(f"the batch is empty: {sizes}; drop empty batches, they teach nothing")
+        raise ValueError(
+            f"the batch is empty: {sizes}, expected at least 1 example; drop such batches"
+        )
     if "mask" in batch and not np.asarray(batch["mask"]).any():
         n = len(batch["mask"])
         raise ValueError(
             f"batch['mask'] is 0 for all {n} examples: all are masked out, nothing can be learnt "
-            "from them; drop such batches"
+            "from them, expected a 1 somewhere; drop such batches"
         )
 
 
@@ -127,11 +135,24 @@ def traced(step: Step, state, batch):
     try:
         return compiled(step).eval_shape(state, batch)
     except Exception as error:
+        if problem := _stranger(step, state, batch):
+            raise ValueError(
+                f"the state is of another step: {problem}; make one by nk.init(step, key, batch)"
+            ) from error
         error.add_note(
             "in the first update: is it the state of another step (make one by "
             "nk.init(step, key, batch)), or a batch unlike that of init?"
         )
         raise
+
+
+def _stranger(step: Step, state, batch) -> str:
+    """How a state differs from what `init` of the step would give; "" if it does not."""
+    try:
+        wanted = jax.eval_shape(step.init, jax.eval_shape(lambda: jax.random.key(0)), batch)
+    except Exception:  # then it is the batch, or the step
+        return ""
+    return trees.difference(state, wanted)
 
 
 def advance(step: Step, place):
@@ -140,7 +161,9 @@ def advance(step: Step, place):
     Adding inside the program costs no dispatch. The sums stay where they were put (`place`), so
     that the second call finds the shardings of the first and compiles nothing.
     """
-    return _advance(step.update, place)
+    found = _advance(step.update, place)
+    found.begin()
+    return found
 
 
 @functools.lru_cache(maxsize=64)
@@ -149,9 +172,8 @@ def _advance(update, place):
         state, metrics = update(state, batch)
         return state, means.add(sums, metrics)
 
-    if place is None:
-        return jax.jit(move, donate_argnums=(0, 1))
-    return jax.jit(move, donate_argnums=(0, 1), out_shardings=(None, place))
+    placed: dict = {} if place is None else {"out_shardings": (None, place)}
+    return watched(move, who="the update of fit", donate_argnums=(0, 1), **placed)
 
 
 def place_of_sums(state):

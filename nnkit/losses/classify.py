@@ -84,7 +84,7 @@ def binary(logits, labels):
     if known is not None and known.size and not ((known >= 0) & (known <= 1)).all():
         raise ValueError(
             f"labels run from {known.min()} to {known.max()}, expected probabilities from 0 to 1; "
-            "(labels + 1) / 2 turns -1 and 1 into 0 and 1"
+            "for labels -1 and 1 write (labels + 1) / 2"
         )
     labels = jnp.asarray(labels).astype(logits.dtype)
     bad = ~((labels >= 0) & (labels <= 1))
@@ -153,7 +153,7 @@ def hinge(scores, labels):
     if known is not None and not ((known == 0) | (known == 1)).all():
         raise ValueError(
             f"labels run from {known.min()} to {known.max()}, expected 0 and 1; "
-            "(labels + 1) // 2 turns -1 and 1 into 0 and 1"
+            "for labels -1 and 1 write (labels + 1) // 2"
         )
     labels = jnp.asarray(labels).astype(scores.dtype)
     bad = ~((labels == 0) | (labels == 1))

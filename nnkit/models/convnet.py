@@ -19,6 +19,7 @@ from nnkit.layers.convolution import Conv
 from nnkit.layers.dense import Dense
 from nnkit.layers.norms import BatchNorm
 from nnkit.layers.pooling import max_pool
+from nnkit.models.pictures import pictures
 
 __all__ = ["ConvNet"]
 
@@ -61,11 +62,7 @@ class ConvNet(nn.Module):
         sizes("ConvNet", many=True, channels=self.channels)
         sizes("ConvNet", hidden=self.hidden, classes=self.classes)
         shares("ConvNet", dropout=self.dropout)
-        if x.ndim != 4 or min(x.shape[1:3]) < 2 ** len(self.channels):
-            raise ValueError(
-                f"x has shape {x.shape}, expected [b h w c] with h and w of at least "
-                f"{2 ** len(self.channels)} for {len(self.channels)} poolings"
-            )
+        x = pictures("ConvNet", x, least=2 ** len(self.channels))
         inside = {}
         for i, width in enumerate(self.channels):
             x = Conv(width, (3, 3), kernel_init=nn.initializers.he_normal(), name=f"conv_{i}")(x)

@@ -100,7 +100,7 @@ def by_path(transforms: Mapping[str, optax.GradientTransformation]):
         if idle:
             raise ValueError(
                 f"by_path: pattern {idle[0]!r} decides about no leaf: none matches it, or earlier "
-                f"patterns took them; the paths are {list(found)[:8]}"
+                f"patterns took them; expected part of one of the paths {list(found)[:8]}: drop it"
             )
         return inner.init(params)
 
@@ -177,7 +177,10 @@ def layerwise(
     if known is not None and not 0 < known <= 1:
         raise ValueError(f"layerwise: decay={decay}, expected 0 < decay <= 1; 1 switches it off")
     if depth < 1:
-        raise ValueError(f"layerwise: depth={depth}, expected the number of blocks, at least 1")
+        raise ValueError(
+            f"layerwise: depth={depth}, expected the number of blocks, at least 1; give that of "
+            "the model"
+        )
     inner = optax.with_extra_args_support(tx)
 
     def init(params):

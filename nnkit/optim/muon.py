@@ -141,7 +141,7 @@ def muon(
     for name, x, top in (("momentum", momentum, 1), ("weight_decay", weight_decay, float("inf"))):
         known = concrete(x)
         if known is not None and not 0 <= known < top:
-            raise ValueError(f"muon: {name}={x}, expected 0 <= {name} < {top}")
+            raise ValueError(f"muon: {name}={x}, expected 0 <= {name} < {top}; 0 is off")
 
     hidden = optax.chain(
         optax.trace(momentum, nesterov),

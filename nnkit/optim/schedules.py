@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from nnkit.core.checks import concrete, positive
@@ -28,7 +29,7 @@ def warmup_cosine(peak, steps, warmup=0, final=0.0) -> Callable:
       final: [] last rate as a share of the peak; 0.1 in GPT-3.
 
     Returns:
-      step [] -> rate [] float32.
+      step [] -> rate [] float32 (float64 where jax has that enabled).
 
     Raises:
       ValueError: if the peak is not above 0, or warmup < steps or 0 <= final <= 1 does not hold.
@@ -62,7 +63,7 @@ def linear(peak, steps, warmup=0, final=0.0) -> Callable:
       final: [] last rate as a share of the peak.
 
     Returns:
-      step [] -> rate [] float32.
+      step [] -> rate [] float32 (float64 where jax has that enabled).
 
     Raises:
       ValueError: if the peak is not above 0, or warmup < steps or 0 <= final <= 1 does not hold.
@@ -97,7 +98,7 @@ def wsd(peak, steps, warmup, decay, final=0.0, *, power=1.0) -> Callable:
       power: 1 for a straight line, 0.5 for "1-sqrt" (Hägele et al. found it better), above 0.
 
     Returns:
-      step [] -> rate [] float32.
+      step [] -> rate [] float32 (float64 where jax has that enabled).
 
     Raises:
       ValueError: if a number is out of its range, or warmup + decay > steps.
@@ -114,7 +115,7 @@ def wsd(peak, steps, warmup, decay, final=0.0, *, power=1.0) -> Callable:
     if len(known) == 3 and not 0 <= known[0] <= known[1] - known[2]:
         raise ValueError(
             f"wsd: steps={steps}, warmup={warmup} and decay={decay}, expected decay >= 0 and "
-            "warmup + decay <= steps: the decay is the end of those steps"
+            "warmup + decay <= steps: shorten the decay, the end of those steps"
         )
 
     def rate(step):
@@ -139,7 +140,7 @@ def inverse_sqrt(peak, warmup) -> Callable:
       warmup: int, at least 1.
 
     Returns:
-      step [] -> rate [] float32.
+      step [] -> rate [] float32 (float64 where jax has that enabled).
 
     Raises:
       ValueError: if the peak is not above 0 or the warm-up below 1.
@@ -153,7 +154,7 @@ def inverse_sqrt(peak, warmup) -> Callable:
     positive(peak=peak)
     known = concrete(warmup)
     if known is not None and not known >= 1:
-        raise ValueError(f"inverse_sqrt: warmup={warmup}, expected an int >= 1")
+        raise ValueError(f"inverse_sqrt: warmup={warmup}, expected an int >= 1; 1000 is usual")
 
     def rate(step):
         t, top, up = _floats(step, peak, warmup)
@@ -167,11 +168,11 @@ def _checked(name, peak, *, warmup, steps, final):
     positive(peak=peak)
     first, last, low = (concrete(x) for x in (warmup, steps, final))
     if first is not None and not first >= 0:
-        raise ValueError(f"{name}: warmup={warmup}, expected a number of steps >= 0")
+        raise ValueError(f"{name}: warmup={warmup}, expected a number of steps >= 0; 0 is off")
     if first is not None and last is not None and not first < last:
         raise ValueError(
             f"{name}: warmup={warmup} and steps={steps}, expected warmup < steps: steps is the "
-            "whole length, the warm-up included"
+            "whole length, the warm-up included: give a shorter warm-up"
         )
     if low is not None and not 0 <= low <= 1:
         raise ValueError(
@@ -181,8 +182,8 @@ def _checked(name, peak, *, warmup, steps, final):
 
 
 def _floats(*numbers):
-    """Numbers [] as float32: a count below 2**24 is exact."""
-    return [jnp.asarray(x).astype(jnp.float32) for x in numbers]
+    """Numbers [] as float32, where a count below 2**24 is exact, or float64 if that is enabled."""
+    return [jnp.asarray(x).astype(jax.dtypes.canonicalize_dtype(float)) for x in numbers]
 
 
 def _ramp(t, warmup):

@@ -304,8 +304,8 @@ def together() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if count() == 1 or not _broken(error):
             raise
         try:
             barrier("roll", timeout=_seconds["roll"])
@@ -318,6 +318,12 @@ def together() -> Iterator[None]:
             print(f"nnkit: {text}", file=sys.stderr, flush=True)
             raise ConnectionError(text) from error
         raise
+
+
+def _broken(error: Exception) -> bool:
+    """Is it from work on all devices? Eager collectives raise a plain ValueError (jax 0.10)."""
+    kinds = ("UNKNOWN:", "UNAVAILABLE:", "INTERNAL:", "CANCELLED:")
+    return isinstance(error, jax.errors.JaxRuntimeError) or str(error).startswith(kinds)
 
 
 def _absent(text: str, timeout: int) -> str:
@@ -371,7 +377,8 @@ def _explained(error: Exception, waiting: str) -> Exception:
         return ValueError(
             "no cluster was found (TPU pod, Slurm, Kubernetes, Open MPI) and none was given; "
             "start the program by the launcher of the cluster, or give all three: "
-            "start('host0:1234', num_processes=2, process_id=0)"
+            "start('host0:1234', num_processes=2, process_id=0); nnkit train: "
+            "--hosts host0:1234,2,0"
         )
     if isinstance(error, RuntimeError) and "before" in text:
         return RuntimeError(

@@ -4,6 +4,7 @@ from nnkit.train.averaging import averaged
 from nnkit.train.chunks import chunked, rounds
 from nnkit.train.each import chosen, chunks, in_turn, spread, unrolled
 from nnkit.train.gradients import Gradient, accumulate, clipped, gradient, per_example, sam
+from nnkit.train.guards import replayed, rollback, skip_nonfinite
 from nnkit.train.language import causal_lm, masked_lm, seq2seq
 from nnkit.train.masking import mask_tokens
 from nnkit.train.members import best, ensemble, member, product, sweep
@@ -20,7 +21,7 @@ from nnkit.train.objectives import (
 )
 from nnkit.train.select import halving, population
 from nnkit.train.sharding import shard
-from nnkit.train.steps import Step, ema, repeat, seeded, skip_nonfinite, step
+from nnkit.train.steps import Step, ema, repeat, seeded, step
 
 __all__ = [
     "Gradient",
@@ -52,6 +53,8 @@ __all__ = [
     "population",
     "product",
     "repeat",
+    "replayed",
+    "rollback",
     "rounds",
     "sam",
     "seeded",

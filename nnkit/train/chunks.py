@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,8 +18,6 @@ from nnkit.train.steps import Step
 
 __all__ = ["Chunked", "chunked", "memory", "rounds"]
 
-SIZES = 2, 8  # members at a time in the two programs that are compiled to solve for the size
-
 
 class Chunked(NamedTuple):
     """A sweep in chunks that fit, and how that was found.
@@ -30,7 +29,7 @@ class Chunked(NamedTuple):
       limit: bytes that one device may use.
       peak: bytes that the compiled update of `step` needs on each device.
       state: bytes of what is kept for one member: state and hyperparameters.
-      working: bytes that one more member side by side costs.
+      working: bytes that each member side by side takes beyond what all keep.
 
     >>> Chunked(None, 4, 10, 2**20, 2**19, 100, 2**16).size
     4
@@ -62,9 +61,9 @@ def chunked(
 ) -> Chunked:
     """A sweep of any number of runs, as many side by side as fit the memory of a device.
 
-    The update of the whole sweep is compiled for real with 2 and with 8 members at a time, the
-    straight line through what they need is solved for the limit, and the program of that size is
-    compiled to see that it fits. Chunks are made even: 10 members at most 4 at a time are 4, 4, 2.
+    The update of the sweep is compiled for real with all members at a time, and if that does not
+    fit with the sizes of even chunks (10 members at most 4 at a time are 4, 4, 2), halving what is
+    left each time: what the programs need is measured, nothing is extrapolated.
 
     Args:
       recipe: as `sweep` takes.
@@ -100,27 +99,31 @@ def chunked(
         way = ways.chunks(size, each=each)
         return sweep(recipe, grid, each=way if mesh is None else ways.spread(mesh, each=way))
 
-    state, needs = _kept(made(1), batch, n), {}
+    state = _kept(made(1), batch, n)
+    needs: dict[int, float] = {}
 
-    def need(size: int) -> int:
-        if size not in needs:
-            needs[size] = _peak(made(size), batch)
-        return needs[size]
+    def fits(size: int) -> bool:
+        needs[size] = _peak(made(size), batch)
+        return needs[size] <= limit
 
-    few, more = (min(size, own) for size in SIZES)
-    working = (need(more) - need(few)) / (more - few) if more > few else need(few) / few
-    size = int((limit - need(few)) / max(working, 1.0)) + few
-    size = _even(own, min(max(size, 1), own))
-    while need(size) > limit and size > 1:  # the line was a little off
-        size = _even(own, max(1, min(size - 1, int(size * 0.9))))
-    if need(size) > limit:
-        fit = int(own * max(limit, 0) / need(1)) * parts
-        remedy = f"sweep it in parts, nk.train.rounds(grid, {fit})" if fit else "a smaller model"
+    sizes = sorted({_even(own, size) for size in range(1, own + 1)})
+    few, many = 0, len(sizes) - 1  # how many of the sizes fit: from, to
+    if fits(own):
+        few = many = len(sizes)
+    while few < many:
+        middle = (few + many) // 2
+        few, many = (middle + 1, many) if fits(sizes[middle]) else (few, middle)
+    if not few:
+        least = min(needs.values())
+        part = int(own * max(limit, 0) / least) * parts
+        remedy = f"sweep it in parts, nk.rounds(grid, {part})" if part else "a smaller model"
         raise ValueError(
-            f"chunked: {n} members need {_bytes(need(1))} on each device even one at a time, "
-            f"there are {_bytes(limit)}: each keeps {_bytes(state)}; {remedy}"
+            f"chunked: {n} members need {_bytes(least)} or more on each device, even one at a "
+            f"time, there are {_bytes(limit)}: each keeps {_bytes(state)}; {remedy}"
         )
-    return Chunked(made(size), size, n, limit, need(size), state, int(working))
+    size = sizes[few - 1]
+    peak = int(needs[size])
+    return Chunked(made(size), size, n, limit, peak, state, max(0, peak - own * state) // size)
 
 
 def rounds(grid, size: int) -> list:
@@ -178,11 +181,16 @@ def memory(parts: int = 1) -> int:
     raise ValueError("this system does not say how much memory is free: give limit_bytes=")
 
 
-def _peak(step: Step, batch) -> int:
-    """Bytes on each device while the compiled update runs."""
+def _peak(step: Step, batch) -> float:
+    """Bytes on each device while the compiled update runs; inf if the compiler refuses it."""
     state = jax.eval_shape(lambda key: step.init(key, batch), jax.random.key(0))
     program = jax.jit(lambda s, b: step.update(s, b), donate_argnums=0).lower(state, batch)
-    found = program.compile().memory_analysis()
+    try:
+        found = program.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:  # TPUs refuse what they have no room for
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return math.inf
     if found is None:
         raise ValueError("this device does not say what a program needs: use nk.chunks(size)")
     given = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes

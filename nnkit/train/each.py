@@ -26,6 +26,7 @@ UNROLLED = 16  # members, at most: the program and its compile time grow with ea
 # How many devices members may be spread over: None is any number, 1 none, d exactly d.
 _devices: contextvars.ContextVar[int | None] = contextvars.ContextVar("devices", default=None)
 _heard: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("heard", default=None)
+_left: contextvars.ContextVar[bool] = contextvars.ContextVar("left", default=False)
 _places: contextvars.ContextVar[list | None] = contextvars.ContextVar("places", default=None)
 
 
@@ -149,6 +150,8 @@ def spread(mesh: Mesh, axis: str = "run", *, each: Callable = in_turn) -> Callab
         )
 
         def every(*args):
+            if _left.get():
+                return jax.vmap(f)(*args)
             n, parts = _count(args), mesh.shape[axis]
             if n % parts:
                 raise ValueError(
@@ -211,6 +214,21 @@ def devices_taken(parts: int = 1) -> Iterator[None]:
         _devices.reset(token)
 
 
+@contextlib.contextmanager
+def unspread() -> Iterator[None]:
+    """Inside, `spread` is `jax.vmap`: the members are left to the mesh of a plan.
+
+    >>> with unspread():
+    ...     jax.make_jaxpr(spread(nk.mesh(run=2))(jnp.sin))(jnp.ones(2)).eqns[0].primitive.name
+    'sin'
+    """
+    token = _left.set(True)
+    try:
+        yield
+    finally:
+        _left.reset(token)
+
+
 def alone(f: Callable) -> Callable:
     """f, inside which no members are spread over devices: those are taken.
 
@@ -251,7 +269,7 @@ def over(each: Callable | None, way: Way | None, f: Callable, *args):
         heard.append(f"{n} members: {way.said if way else f'{name}, as given'}")
     places, found = _places.get(), each or way or jax.vmap
     if places is not None:
-        places.append(getattr(found, "place", None))
+        places.append(None if _left.get() else getattr(found, "place", None))
     with devices_taken():
         return found(f)(*args)
 

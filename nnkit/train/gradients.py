@@ -68,7 +68,7 @@ def gradient(objective: Objective) -> Gradient:
             if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
                 raise TypeError(
                     f"parameter {path or 'params'} is {trees.describe(x)}, expected floating: "
-                    "what no gradient flows to belongs into the carry"
+                    "put what no gradient flows to into the carry"
                 )
 
         def total(p):
@@ -127,7 +127,7 @@ def accumulate(g: Gradient, n: int) -> Gradient:
     """
     expect("accumulate", g, Gradient)
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"accumulate(n={n!r}): expected an integer >= 1")
+        raise ValueError(f"accumulate(n={n!r}): expected an integer >= 1; 1 switches it off")
     if n == 1:
         return g
 
@@ -340,8 +340,9 @@ def _unchanged(objective, params, carry, batch, key):
     ]
     if changed:
         raise TypeError(
-            f"per_example: the loss changes the carry at {changed[0]!r}; statistics of a batch mix "
-            "examples, so there is no gradient of one example: use layer or group normalisation"
+            f"per_example: the loss changes the carry at {changed[0]!r}, expected one that stays: "
+            "statistics of a batch mix examples, so there is no gradient of one example: use layer "
+            "or group normalisation"
         )
 
 

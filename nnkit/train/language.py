@@ -13,6 +13,7 @@ import numpy as np
 
 from nnkit.core import keys
 from nnkit.core.checks import concrete, dims
+from nnkit.core.ranges import watching
 from nnkit.train.masking import mask_tokens
 from nnkit.train.objectives import Objective, pair
 from nnkit.train.scores import per_token
@@ -76,7 +77,7 @@ def causal_lm(
     >>> params, carry = jax.jit(task.init)(jax.random.key(0), batch)
     >>> mean, (carry, log) = task.loss(params, carry, batch, None)
     >>> sorted(log), float(mean.weight)
-    (['accuracy', 'loss', 'nats'], 3.0)
+    (['accuracy', 'labels outside 0..10', 'loss', 'nats', 'tokens outside 0..10'], 3.0)
 
     Bengio et al. 2003, Journal of Machine Learning Research 3, section 2; balance: Fedus et al.,
     arXiv:2101.03961, eq. 4; z: Zoph et al., arXiv:2202.08906, eq. 5 and 6.
@@ -145,7 +146,7 @@ def masked_lm(
     >>> params, carry = jax.jit(task.init)(jax.random.key(0), batch)
     >>> mean, (carry, log) = task.loss(params, carry, batch, jax.random.key(1))
     >>> sorted(log), float(mean.weight)  # round(0.15 * 8)
-    (['accuracy', 'loss', 'nats'], 1.0)
+    (['accuracy', 'loss', 'nats', 'tokens outside 0..10'], 1.0)
 
     Devlin et al., arXiv:1810.04805, section 3.1, task 1.
     """
@@ -282,10 +283,11 @@ def _objective(network: _Network, read: Callable, score: Callable) -> Objective:
         return params, carry
 
     def loss(params, carry, batch, key):
-        x, labels, mask, key = read(batch, key)
-        outputs, carry = network.apply(params, carry, x, key)
-        mean, log = score(outputs, labels, mask)
-        return mean, (carry, log)
+        with watching(batch) as watch:
+            x, labels, mask, key = read(batch, key)
+            outputs, carry = network.apply(params, carry, x, key)
+            mean, log = score(outputs, labels, mask)
+        return mean, (carry, log | watch.counts())
 
     return Objective(init, loss)
 

@@ -47,7 +47,7 @@ def ensemble(inner: Step, n: int, *, each: Callable | None = None) -> Step:
     """
     expect("ensemble", inner, Step)
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"ensemble(n={n!r}): expected an integer >= 1")
+        raise ValueError(f"ensemble(n={n!r}): expected an integer >= 1, such as n=5")
     way = _chooser(each, lambda _, one, batch: inner.update(one, batch))
 
     def init(key, batch):
@@ -161,7 +161,9 @@ def _functions(recipe: Callable, each):
             _name_grid(error, h)
             raise
         if not isinstance(found, Step):
-            raise TypeError(f"the recipe gave {type(found).__name__}, expected a Step")
+            raise TypeError(
+                f"the recipe gave {type(found).__name__}, expected a Step: nk.step(gradient, tx)"
+            )
         return found
 
     way = _chooser(each, lambda h, one, batch: made(h).update(one, batch))
@@ -248,6 +250,7 @@ def best(step: Step, state, scores, *, mode: str = "min") -> Best:
 
     Raises:
       ValueError: if no score is finite, there are not as many as members, or mode is off.
+      TypeError: if scores is a whole row.
 
     >>> start = lambda key, batch: jax.random.normal(key)
     >>> task = nk.objective(start, lambda w, batch, key: (w - batch["x"]) ** 2)
@@ -259,6 +262,11 @@ def best(step: Step, state, scores, *, mode: str = "min") -> Best:
     expect("best", step, Step)
     if mode not in ("min", "max"):
         raise ValueError(f"best(mode={mode!r}): expected 'min' or 'max'")
+    if isinstance(scores, Mapping):
+        raise TypeError(
+            f"best: scores is a row with {sorted(scores)}, expected one of its columns [n], such "
+            'as row["loss"]'
+        )
     x = np.asarray(scores, np.float64)
     weights = step.weights(state)
     n = len(jax.tree.leaves(weights)[0])
@@ -279,7 +287,8 @@ def member(tree, index: int):
     run alone, which goes on, or is evaluated, without the others.
 
     Args:
-      tree: a tree of arrays [n ...]; a `Swept` at its top is opened.
+      tree: a tree of arrays [n ...]; a `Swept` at its top is opened, also inside of the state of
+        `halving` or `population`.
       index: which member, 0 to n - 1.
 
     Returns:
@@ -292,6 +301,8 @@ def member(tree, index: int):
     >>> member({"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}, 1)
     {'w': Array([3., 4.], dtype=float32)}
     """
+    while getattr(tree, "OF_MEMBERS", False):  # what halving and population remember of all members
+        tree = tree.inner
     n = count_of("member", tree)
     if not 0 <= index < n:
         raise IndexError(f"member {index} of {n}: expected 0 to {n - 1}")
@@ -322,14 +333,17 @@ def count_of(who: str, tree) -> int:
 def _check_grid(grid):
     leaves = trees.paths(grid)
     if not leaves:
-        raise ValueError("sweep: the grid is empty, expected a tree of arrays [n ...]")
+        raise ValueError(
+            "sweep: the grid is empty, expected a tree of arrays [n ...], such as "
+            "nk.product(seed=[0, 1])"
+        )
     lists = jax.tree.map(_plain_list, grid, is_leaf=_plain_list)
     for path, plain in trees.paths(lists):
         if plain:
             name = path.rsplit("/", 1)[-1] or "name"
             raise TypeError(
-                f"sweep: {f'grid[{path!r}]' if path else 'the grid'} is a list: use "
-                f"{'jnp.array([...])' if path else '{name: jnp.array([...])}'} or "
+                f"sweep: {f'grid[{path!r}]' if path else 'the grid'} is a list, expected an array: "
+                f"use {'jnp.array([...])' if path else '{name: jnp.array([...])}'} or "
                 f"nk.product({name}=[...])"
             )
     n = np.shape(leaves[0][1])[:1]
@@ -338,7 +352,7 @@ def _check_grid(grid):
             raise ValueError(
                 f"sweep: grid[{path!r}] has shape {np.shape(x)}, expected a leading axis "
                 f"{f'of {n[0]} as in {leaves[0][0]!r}' if n and n[0] else 'of at least 1'}; "
-                "nk.product makes every combination of lists"
+                "give arrays of one length, or lists to nk.product(...)"
             )
         if path.rsplit("/", 1)[-1] == "learning_rate":
             checks.positive(**{path: x})
@@ -372,6 +386,7 @@ def product(**lists) -> dict[str, jax.Array]:
 
     Raises:
       ValueError: if a list is empty.
+      TypeError: if a value is no number.
 
     >>> product(learning_rate=[0.1, 0.2], seed=[0, 1])["seed"]
     Array([0, 1, 0, 1], dtype=int32)
@@ -380,6 +395,8 @@ def product(**lists) -> dict[str, jax.Array]:
     for name, x in arrays.items():
         if not x.size:
             raise ValueError(f"product: {name} is empty, expected at least one value")
+        if x.dtype.kind not in "biuf":
+            raise TypeError(f"product: {name} is {x.tolist()}, expected numbers; words are recipes")
     full = np.meshgrid(*arrays.values(), indexing="ij")
     return {
         name: jnp.asarray(x.ravel(), jnp.int32 if x.dtype.kind in "iub" else jnp.float32)

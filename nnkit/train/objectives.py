@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 from nnkit.core import keys, trees
 from nnkit.core.checks import concrete
 from nnkit.core.means import Mean
+from nnkit.core.outputs import last
+from nnkit.core.ranges import watching
 from nnkit.train.each import choose, devices_taken, member_of, over
 from nnkit.train.nouns import expect
 
@@ -79,14 +82,24 @@ def pair(model) -> tuple[Callable, Callable]:
     if isinstance(model, type) or not (hasattr(model, "init") and hasattr(model, "apply")):
         raise TypeError(
             f"model is {model!r:.80}, expected a Flax Linen module (an instance, not the class) "
-            "or a tuple (init, apply) of pure functions; NNX modules enter by nnkit.interop.nnx"
+            "or a tuple (init, apply) of pure functions; write nk.models.MLP((64, 10)), say; NNX "
+            "modules enter by nnkit.interop.nnx"
         )
     module: Any = model  # has init and apply, whatever its type
     modal = "train" in inspect.signature(type(model).__call__).parameters
 
     def init(key, x):
         arguments, named = _inputs(x)
-        variables = dict(module.init({"params": key}, *arguments, **named))
+        try:
+            variables = dict(module.init({"params": key}, *arguments, **named))
+        except Exception as error:
+            if not modal and re.search("deterministic|use_running_average", str(error)):
+                error.add_note(
+                    f"the call of {type(module).__name__} has no argument train, expected "
+                    "__call__(self, x, *, train=False): give layers deterministic=not train and "
+                    "use_running_average=not train"
+                )
+            raise
         return variables.pop("params", {}), variables
 
     def apply(params, carry, x, key):
@@ -131,7 +144,8 @@ def supervised(
         above, logged by name and averaged over the examples that the mask counts.
 
     Returns:
-      An `Objective` whose metrics are "loss" and those given.
+      An `Objective` whose metrics are "loss", those given, and counters such as "y outside 0..9":
+      labels and ids that index nothing, which rows show if there are any.
 
     Raises:
       KeyError: if a batch lacks a field; the message lists what it has.
@@ -144,12 +158,14 @@ def supervised(
     >>> params, carry = task.init(jax.random.key(0), batch)
     >>> mean, (carry, log) = task.loss(params, carry, batch, None)
     >>> sorted(log), float(mean.weight)
-    (['accuracy', 'loss'], 2.0)
+    (['accuracy', 'loss', 'y outside 0..2'], 2.0)
     """
     begin, apply = pair(model)
     for name, f in {"loss": loss, **metrics}.items():
         if not callable(f):
-            raise TypeError(f"{name} is {f!r}, expected a function (outputs, y) -> [b]")
+            raise TypeError(
+                f"{name} is {f!r}, expected a function (outputs, y) -> [b], such as nk.losses.mse"
+            )
     if "loss" in metrics:
         raise TypeError("'loss' is the name of the loss itself; give the metric another one")
 
@@ -174,7 +190,12 @@ def supervised(
     def init(key, batch):
         inputs, targets, _ = read(batch)
         params, carry = begin(key, inputs)
-        outputs = jax.eval_shape(lambda p, c: apply(p, c, inputs, None)[0], params, carry)
+        word, outputs = last(lambda p, c: apply(p, c, inputs, None)[0], params, carry)
+        if word and getattr(loss, "__module__", "") == "nnkit.losses.classify":
+            raise ValueError(
+                f"the model ends in {word}, but loss={loss.__name__} expected logits: the loss "
+                f"takes the {word} itself, leave it out of the model"
+            )
         known = [concrete(target) for target in targets]
         if all(target is not None for target in known):  # the real first batch: values as well
             jax.eval_shape(lambda o: loss(o, *known), outputs)
@@ -182,12 +203,13 @@ def supervised(
 
     def value(params, carry, batch, key):
         inputs, targets, mask = read(batch)
-        outputs, carry = apply(params, carry, inputs, key)
-        outputs = jax.tree.map(_widened, outputs)
-        log = {"loss": _mean("loss", loss(outputs, *targets), targets[0], mask)}
-        for name, f in metrics.items():
-            log[name] = _mean(name, f(outputs, *targets), targets[0], mask, keep=True)
-        return log["loss"], (carry, log)
+        with watching(batch) as watch:
+            outputs, carry = apply(params, carry, inputs, key)
+            outputs = jax.tree.map(_widened, outputs)
+            log = {"loss": _mean("loss", loss(outputs, *targets), targets[0], mask)}
+            for name, f in metrics.items():
+                log[name] = _mean(name, f(outputs, *targets), targets[0], mask, keep=True)
+        return log["loss"], (carry, log | watch.counts())
 
     return Objective(init, value)
 
@@ -236,12 +258,13 @@ def objective(init: Callable, loss: Callable) -> Objective:
     """
 
     def value(params, carry, batch, key):
-        found = loss(params, batch, key)
+        with watching(batch) as watch:
+            found = loss(params, batch, key)
         found, metrics = found if isinstance(found, tuple) else (found, {})
         mask = batch.get("mask")
         mean = Mean.of(found, mask)
         log = {name: Mean.of(v, mask, keep=True) for name, v in metrics.items()}
-        return mean, (carry, {"loss": mean, **log})
+        return mean, (carry, {"loss": mean, **log, **watch.counts()})
 
     return Objective(lambda key, batch: (init(key, batch), {}), value)
 
@@ -346,7 +369,8 @@ def frozen(objective: Objective, trainable: Callable[[str], bool]) -> Objective:
         if not jax.tree.leaves(chosen):
             raise ValueError(
                 "frozen: the predicate chooses none of the parameters "
-                f"{[path for path, _ in trees.paths(params)]}"
+                f"{[path for path, _ in trees.paths(params)]}, expected at least one; let it take "
+                'some of these paths: lambda path: path.startswith("head")'
             )
         return chosen, {"frozen": rest, "inner": carry}
 
@@ -400,7 +424,7 @@ def adapt(objective: Objective, params, carry=None, *, fresh=lambda path: False)
         extra = {path: x for path, x in given.items() if path in wanted or not fresh(path)}
         problem = trees.difference(extra, wanted)
         if problem:
-            raise ValueError(f"adapt: {problem}; leaves to start anew are named by fresh=")
+            raise ValueError(f"adapt: {problem}; name leaves to start anew by fresh=path -> bool")
 
         def leaf(path, x):
             name = trees.path_name(path)
@@ -444,8 +468,9 @@ def stacked(objective: Objective, *, each: Callable | None = None) -> Objective:
 
     def init(key, batch):
         raise TypeError(
-            "stacked(objective) reads weights that already have a leading axis; "
-            "train them with ensemble(step, n) or sweep(recipe, grid) of the plain objective"
+            "stacked(objective) was given to init, expected the plain objective: it reads weights "
+            "that already have a leading axis; train them with ensemble(step, n) or "
+            "sweep(recipe, grid) of the plain objective"
         )
 
     def loss(params, carry, batch, key):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import dis
 import functools
 import types
 from collections.abc import Callable
@@ -130,6 +131,8 @@ class _Walk:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """Names that code, and the functions defined in it, look up."""
+    """Global names that code, and the functions defined in it, look up; not those of attributes."""
     inner = [_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
-    return set(code.co_names).union(*inner)
+    looked = [i for i in dis.get_instructions(code) if i.opname.startswith("LOAD")]
+    found = {i.argval for i in looked if "GLOBAL" in i.opname or "NAME" in i.opname}
+    return found.union(*inner)

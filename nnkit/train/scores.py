@@ -11,6 +11,7 @@ import numpy as np
 
 from nnkit.core.checks import concrete
 from nnkit.core.means import Mean
+from nnkit.core.ranges import indexed
 from nnkit.losses import sequence_cross_entropy
 
 __all__ = ["per_token"]
@@ -43,6 +44,7 @@ def per_token(outputs, labels, mask, *, smoothing=0.0, z_loss=0.0, aux=None, byt
     (1.3863, 2.0)
     """
     logits, extra = outputs if isinstance(outputs, tuple) else (outputs, {})
+    indexed(labels, jnp.shape(logits)[-1])
     nats = sequence_cross_entropy(logits, labels, mask)  # totals and weights [b]
     shaped = any(isinstance(knob, jax.Array) or knob != 0 for knob in (smoothing, z_loss))
     knobs = {"smoothing": smoothing, "z_loss": z_loss}

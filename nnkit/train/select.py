@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnkit.core import keys, trees
 from nnkit.core.means import Mean
@@ -33,6 +34,7 @@ class Halved:
       count: [] int32, updates done.
     """
 
+    OF_MEMBERS = True  # `member` looks into inner
     inner: Any
     order: jax.Array
     score: Mean
@@ -162,6 +164,7 @@ class Population:
       count: [] int32, updates done.
     """
 
+    OF_MEMBERS = True  # `member` looks into inner
     inner: Any
     key: jax.Array
     score: Mean
@@ -201,7 +204,7 @@ def population(
     Raises:
       ValueError: if a number is off, or the state has no axis of members, or no single grid.
       KeyError: if there is no such metric, or no such name in the grid.
-      TypeError: if integers are to be perturbed by factors.
+      TypeError: if `perturb` is no mapping, or integers are to be perturbed by factors.
 
     >>> task = nk.objective(lambda key, b: jnp.float32(0), lambda w, b, key: (w - b["x"]) ** 2)
     >>> recipe = lambda h: nk.step(nk.gradient(task), optax.sgd(h["learning_rate"]))
@@ -220,6 +223,7 @@ def population(
     _mode("population", mode)
     if not 0 <= share <= 0.5:
         raise ValueError(f"population(share={share}): expected 0 (off) to 1/2; 0.2 in the paper")
+    _factors(perturb)
 
     def init(key, batch):
         own = keys.fold(jax.random.clone(key), "population")
@@ -282,8 +286,6 @@ def _perturbed(state, perturb: Mapping[str, Any], key, which):
                 f"population: {name!r} is {trees.describe(known[name])}, and factors are for "
                 "floats: give a function (key, values) -> values"
             )
-        if not callable(way) and (not len(way) or min(way) <= 0):
-            raise ValueError(f"population: the factors of {name!r} are {way}, expected some > 0")
     if key is None:
         return state
 
@@ -302,6 +304,23 @@ def _perturbed(state, perturb: Mapping[str, Any], key, which):
         return dataclasses.replace(x, grid=grid) if isinstance(x, Swept) else x
 
     return jax.tree.map(open_up, state, is_leaf=lambda x: isinstance(x, Swept))
+
+
+def _factors(perturb) -> None:
+    """Raise if what is given to perturb is neither factors nor a function."""
+    like = "{'learning_rate': (0.8, 1.2)}"
+    if not isinstance(perturb, Mapping):
+        raise TypeError(f"population(perturb={perturb!r:.60}): expected {{name: factors}}: {like}")
+    for name, way in perturb.items():
+        try:
+            x = np.ones(1) if callable(way) else np.asarray(way, np.float64)
+        except (TypeError, ValueError):
+            x = np.zeros(1)
+        if x.ndim != 1 or not x.size or not ((x > 0) & np.isfinite(x)).all():
+            raise ValueError(
+                f"population: the factors of {name!r} are {way!r:.60}, expected several finite "
+                f"numbers > 0 to draw from, such as {like}, or a function (key, values) -> values"
+            )
 
 
 def _swept(state) -> list[Swept]:

@@ -48,8 +48,9 @@ def shard(
       A Step.
 
     Raises:
-      ValueError: if an axis is not of this mesh, or does not divide what it splits (names sizes
-        that do), or a rule made of patterns matches nothing.
+      TypeError: if state is no rule.
+      ValueError: if neither batch nor state is split, an axis is not of this mesh, or does not
+        divide what it splits (names sizes that do), or a rule made of patterns matches nothing.
 
     >>> from jax.sharding import PartitionSpec as P
     >>> task = nk.objective(lambda key, b: jnp.float32(0), lambda w, b, key: (w - b["x"]) ** 2)
@@ -62,8 +63,19 @@ def shard(
     Xu et al., arXiv:2105.04663 (the compiler's part of it).
     """
     expect("shard", inner, Step)
+    if isinstance(state, PartitionSpec) or not callable(state):
+        raise TypeError(
+            f"shard(state={state!r:.60}): expected a rule (path, leaf, mesh) -> PartitionSpec, "
+            f"such as rules.fsdp, or rules.by_path({{'kernel': {state!r:.60}}})"
+        )
     if isinstance(batch, PartitionSpec):
         _known("batch", batch, mesh)
+        if state is rules.replicated and not any(batch) and mesh.size > 1:
+            raise ValueError(
+                f"shard: neither batch= nor state= names an axis of {dict(mesh.shape)}, so that "
+                f"{mesh.size} devices would all do the same work; split the batch, such as "
+                f"batch=P({mesh.axis_names[0]!r}), or the state, such as state=rules.fsdp"
+            )
 
     def rows(path, x):
         spec = batch if isinstance(batch, PartitionSpec) else batch(path, x, mesh)
@@ -123,7 +135,10 @@ def _constrained(tree, sharding: Callable):
 def _known(what: str, spec: PartitionSpec, mesh: Mesh) -> None:
     unknown = [a for part in spec for a in named(part) if a not in mesh.axis_names]
     if unknown:
-        raise ValueError(f"{what}={spec} names {unknown[0]!r}, the mesh has axes {mesh.axis_names}")
+        raise ValueError(
+            f"{what}={spec} names {unknown[0]!r}, the mesh has axes {mesh.axis_names}; name one of "
+            f"them, or make the mesh with it: nk.mesh({unknown[0]}=...)"
+        )
 
 
 def _pieces(part, mesh: Mesh) -> int:
@@ -143,7 +158,8 @@ def _divides_batch(path: str, x, spec: PartitionSpec, mesh: Mesh) -> None:
                 what = f"shape {np.shape(x)}: {size} along axis {axis}, {part!r},"
                 remedy = "a size"
             raise ValueError(
-                f"batch[{path!r}] has {what} over {n} devices: use {remedy} of {_near(size, n)}"
+                f"batch[{path!r}] has {what} over {n} devices, expected a multiple of {n}: use "
+                f"{remedy} of {_near(size, n)}"
             )
 
 

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from nnkit.core import keys, trees
-from nnkit.core.means import scalar
 from nnkit.train.gradients import Gradient
 from nnkit.train.nouns import expect
 
-__all__ = ["Step", "ema", "repeat", "seeded", "skip_nonfinite", "step"]
+__all__ = ["Step", "ema", "repeat", "seeded", "step"]
 
 
 class Step(NamedTuple):
@@ -166,45 +165,6 @@ def ema(inner: Step, decay) -> Step:
         return Averaged(new, jax.tree.map(blend, state.average, inner.weights(new)[0])), metrics
 
     return Step(init, update, lambda state: (state.average, inner.weights(state.inner)[1]))
-
-
-def skip_nonfinite(inner: Step) -> Step:
-    """An update that would leave a NaN or infinity anywhere in the state does not happen.
-
-    The whole old state is kept, batch statistics, moments, averages and counters included, as if
-    the batch had not been seen; so is every member of an ensemble or sweep *inside* this; wrap the
-    recipe's step to skip each member by itself. Identity as long as all is finite.
-
-    Args:
-      inner: any Step.
-
-    Returns:
-      A Step; logs "skipped", the share of updates skipped. The other metrics of a skipped update
-      have weight 0, so that means over many updates stay finite.
-
-    >>> task = nk.objective(lambda key, b: jnp.float32(0), lambda w, b, key: (w - b["x"]) ** 2)
-    >>> careful = skip_nonfinite(step(nk.gradient(task), optax.sgd(0.5)))
-    >>> state = careful.init(jax.random.key(0), {"x": jnp.ones(1)})
-    >>> state, metrics = careful.update(state, {"x": jnp.array([jnp.nan])})
-    >>> state.params, state.count, metrics["skipped"].value
-    (Array(0., dtype=float32), Array(0, dtype=int32), Array(1., dtype=float32))
-    """
-
-    expect("skip_nonfinite", inner, Step)
-
-    def update(state, batch):
-        new, metrics = inner.update(state, batch)
-        floats = [
-            x for x in jax.tree.leaves((new, metrics)) if jnp.issubdtype(x.dtype, jnp.inexact)
-        ]
-        fine = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floats]))
-        kept = jax.tree.map(
-            lambda a, b: jnp.where(fine, a, b), trees.plain(new), trees.plain(state)
-        )
-        metrics = jax.tree.map(lambda m: jnp.where(fine, m, jnp.zeros_like(m)), metrics)
-        return trees.keyed(kept, state), {**metrics, "skipped": scalar(~fine)}
-
-    return inner._replace(update=update)
 
 
 def repeat(inner: Step) -> Step:

@@ -150,7 +150,8 @@ def test_all_damaged_and_none_there(tmp_path):
     [
         (b"[" * 100_000, "is no JSON"),
         (b'{"a": NaN}', "is no JSON"),
-        (b'{"a": 1, "a": 2}', "does not match"),
+        (b'{"a": 1, "a": 2}', "is no JSON (the name 'a' comes twice)"),
+        (b"[" * 33 + b"]" * 33, "is no JSON (it has more than 32 levels"),
         (b"\x80\x04.", "is no JSON"),
         (b"", "is no JSON"),
     ],

@@ -289,6 +289,13 @@ def test_what_cannot_be_saved_is_refused_at_once(tmp_path):
         saver.save(1, {}, meta={"x": object()})
     with pytest.raises(ValueError, match=r"meta has .* at most 1048576 fit; keep it in a file"):
         saver.save(1, {}, meta="x" * 2**20)
+    deep: Any = 1
+    for _ in range(25):
+        deep = [deep]
+    with pytest.raises(ValueError, match=r"meta is .* at most 24 levels.*; make it flatter, or"):
+        saver.save(1, {}, meta=deep)
+    with pytest.raises(ValueError, match=r"position is .*the name .1. comes twice; make it"):
+        saver.save(1, {}, position={1: 2, "1": 3})
     with pytest.raises(TypeError, match=r"metric loss is .*expected one number; reduce it"):
         saver.save(1, {}, metrics={"loss": jnp.ones(3)})
     with pytest.raises(ValueError, match="no valid text; rename it"):

@@ -122,12 +122,12 @@ def test_no_words_and_version(capsys):
         ("ls a b", "usage: nnkit ls [FOLDER]"),
         ("ls --all", "usage: nnkit ls [FOLDER]"),
         ("eval a --lastest", "usage: nnkit eval RUN [--latest]"),
-        ("verify a b", "usage: nnkit verify RUN"),
+        ("verify a b", "usage: nnkit verify PATH"),
         ("eval no-such-run", "nnkit ls"),
-        ("verify no-such-run", "no checkpoints"),
+        ("verify no-such-run", "does not exist"),
         ("doctor now", "usage: nnkit doctor"),
         ("eval", "usage: nnkit eval RUN"),
-        ("verify", "usage: nnkit verify RUN"),
+        ("verify", "usage: nnkit verify PATH"),
     ],
 )
 def test_wrong_words(words, hint, capsys):

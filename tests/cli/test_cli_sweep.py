@@ -168,7 +168,13 @@ def test_an_experiment_without_single_runs_its_main_for_each_setting(tmp_path, c
         ("digits --grid seeds=1,2", "give --seeds N"),
         ("digits --grid seed=1,2", "base of everything random"),
         ("digits --grid steps=1 --seeds 0", "--seeds 0"),
-        ("digits --grid steps=1 --metric brier", "--mode max or --mode min"),
+        ("digits --grid steps=1 --metric brier", "['accuracy', 'loss']"),
+        ("digits --grid steps=1 --metric test/los", "the nearest is test/loss"),
+        ("digits --grid steps=1 --metric test/los --mode max", "the nearest is test/loss"),
+        ("digits --grid steps=1 --metric los --mode max", "the nearest is validation/loss"),
+        ("digits --grid learning_rates=1e-3,1e-2 --learning-rates 1e-4", "both decide learning_r"),
+        ("digits --grid batch-size=8,9 --batch_size=7", "both decide batch_size"),
+        ("mnist1d --grid decay=true,false --no-decay", "--no-decay and --grid decay=... both"),
         ("digits --grid steps=1 --metric brier --mode min", "['accuracy', 'loss']"),
         ("digits --grid steps=1 --metric train/loss", "['test', 'validation']"),
         ("digits --grid steps=1 --folder pyproject.toml", "is a file"),
@@ -197,6 +203,20 @@ def test_what_the_experiment_refuses_is_said(tmp_path, capsys, monkeypatch):
     (tmp_path / "mine.py").write_text(text)
     assert main(["sweep", "mine.py", "--grid", "optimizer.rate=0.1,0.2"]) == 2
     assert "too few epochs" in said(capsys)
+
+
+def test_what_is_good_of_an_unusual_metric_has_to_be_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NNKIT_RUNS", raising=False)
+    text = EXPERIMENT.partition("def single")[0].replace('{"x": jnp.ones(4)}', PICTURES)
+    (tmp_path / "mine.py").write_text(text + UNUSUAL)
+    words = ["sweep", "mine.py", "--grid", "optimizer.rate=0.1,0.2", "--metric", "brier"]
+    assert main(words) == 2
+    assert "--metric brier: say what is good: --mode max or --mode min" in said(capsys)
+    old = EXPERIMENT.replace("def single", "def one_run").replace("single(", "one_run(")
+    (tmp_path / "mine.py").write_text(old)
+    assert main(words) == 2
+    assert "say what is good" in said(capsys)
 
 
 def test_the_memory_that_is_given_is_kept_to(tmp_path, capsys, monkeypatch):
@@ -270,3 +290,15 @@ def main(config, folder=None):
     with nk.Run(folder, config) as run:
         nk.fit(step, state, train, steps=steps, every={steps: hook}, run=run)
 '''
+
+PICTURES = '{"x": jnp.ones((4, 3)), "y": jnp.ones(4, jnp.int32)}'
+UNUSUAL = """
+def single(config, train):
+    losses, metrics = nk.losses, nk.metrics
+    task = nk.supervised(nk.models.MLP((2,)), losses.cross_entropy, brier=metrics.brier)
+    return task, nk.step(nk.gradient(task), optax.sgd(config.optimizer.rate)), 4
+
+
+def main(config, folder=None):
+    raise AssertionError("single is there")
+"""

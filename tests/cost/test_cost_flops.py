@@ -257,3 +257,17 @@ def test_layers_take_the_form_of_the_chip_that_is_planned_for():
     expected = r"compiling_for\('npu'\): expected one of cpu, gpu, tpu"
     with pytest.raises(ValueError, match=expected), compiling_for("npu"):
         pass
+
+
+def test_a_step_is_no_function_and_the_message_says_what_to_count():
+    task = nk.objective(lambda key, b: jnp.zeros(4), lambda w, b, key: (b["x"] @ w) ** 2)
+    step = nk.step(nk.gradient(task), optax.sgd(0.1))
+    batch = {"x": ones(8, 4)}
+    with pytest.raises(
+        TypeError, match=r"flops got Step.*nk.cost.flops\(step.update, state, batch"
+    ):
+        flops(step, batch)
+    state = jax.eval_shape(step.init, jax.random.key(0), batch)  # as it says
+    assert flops(step.update, state, batch).products >= 2 * 2 * 8 * 4
+    with pytest.raises(TypeError, match="flops got int, expected a function"):
+        flops(3, batch)

@@ -181,6 +181,9 @@ def test_figures_are_kept_by_the_hash_of_the_program(tmp_path):
     assert again.cached
     assert len(list(tmp_path.iterdir())) == 1
     assert "compiled before" in said[-1]
+    assert len(said[-1]) < 60 + len(str(tmp_path))
+    assert [line.split()[:2] for line in str(first).splitlines()][-1] == ["compiled", "in"]
+    assert str(again).splitlines()[-1].split()[:4] == ["compiled", "from", "the", "cache;"]
     assert dataclasses.replace(again, cached=False) == first
     other = nk.plan(adam(), batch(32), "cpu:1", **options)
     assert not other.cached
@@ -277,15 +280,17 @@ def test_a_program_that_cannot_be_read_still_has_its_bytes(tmp_path, monkeypatch
 def test_the_roofline_is_the_largest_of_three_quotients():
     v5e, h100 = chip("v5e"), chip("h100")
     work = {"bfloat16": 197e12, "float32": 197e12}
-    assert roofline(work, 819e9, 0.0, 2, v5e, 1)[:] == (1.0, 1.0, 0.0, "compute")
-    assert roofline(work, 2 * 819e9, 200e9, 2, v5e, 1)[:] == (1.0, 2.0, 1.0, "memory")
+    assert roofline(work, 819e9, 0.0, 2, v5e, 1)[:4] == (1.0, 1.0, 0.0, "compute")
+    assert roofline(work, 2 * 819e9, 200e9, 2, v5e, 1)[:4] == (1.0, 2.0, 1.0, "memory")
     within = roofline({"bfloat16": 0.0}, 0.0, 450e9, 8, h100, 1)
     beyond = roofline({"bfloat16": 0.0}, 0.0, 450e9, 16, h100, 1)
     assert (within.network, beyond.network) == (1.0, 9.0)  # 50 GB/s outside of a host
     assert within.bound == "network"
     two = roofline({"bfloat16": 2307e12}, 0.0, 0.0, 2, chip("tpu7x"), 2)
     assert two.compute == 1.0  # two devices are one chip
-    assert roofline({}, 0.0, 0.0, 1, chip("cpu"), 1).bound == "unknown"
+    nothing = roofline(work, 1.0, 1.0, 1, chip("cpu"), 1)
+    assert nothing == (None, None, None, "unknown", ("peak", "peak32", "bandwidth", "link"))
+    assert nothing.seconds is None
 
 
 def test_the_budget_is_arithmetic():
@@ -357,7 +362,7 @@ WRONG = [
     (("cpu:0",), {}, ValueError, r"topology is 'cpu:0'"),
     (("cpu:99",), {}, ValueError, r"has 8 CPU devices; call jax.config.update\('jax_num_cpu_dev"),
     (("h100:12",), {}, (ValueError, ImportError), r"a host has 8 h100|CUDA plugin"),
-    (("cpu:4",), {"mesh": {"data": 3}}, ValueError, r"needs 3 devices, devices has 4"),
+    (("cpu:4",), {"mesh": {"data": 3}}, ValueError, r"needs 3 devices, the topology cpu:4 has 4"),
     (("cpu:4",), {"mesh": {"expert": 4}}, ValueError, r"rules.expert knows none of the"),
     (("cpu:4",), {"split": P("tensor")}, ValueError, r"names 'tensor'"),
     (("cpu:4",), {"assume": {"prize": 1.0}}, TypeError, r"no assumption 'prize', expected effic"),
@@ -387,17 +392,87 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_a_step_with_devices_of_its_own_is_refused(tmp_path):
-    recipe = lambda h: nk.seeded(adam(), h["seed"])
-    each = nk.spread(nk.mesh(run=2))
-    runs = nk.sweep(recipe, {"seed": jnp.arange(2)}, each=each)
+    own = nk.shard(adam(), nk.mesh(data=2), batch=P("data"))
     with pytest.raises(
-        ValueError, match=r"is spread over devices of its own.*mesh=\.\.\. and stat"
+        ValueError,
+        match=r"is spread over devices of its own.*without nk.shard.*mesh=\.\.\. and stat",
     ):
-        nk.plan(runs, batch(8), "cpu:1", say=pytest.fail, folder=tmp_path)
-    members = nk.sweep(recipe, {"seed": jnp.arange(2)}, each=jax.vmap)
-    found = nk.plan(members, batch(8), "cpu:2", mesh={"run": 2}, say=quiet, folder=tmp_path)
-    assert found.memory.parameters == 4 * N  # one of two members to a device
-    assert found.parameters == 2 * N
+        nk.plan(own, batch(8), "cpu:1", say=pytest.fail, folder=tmp_path)
+
+
+def test_members_that_are_spread_are_left_to_the_mesh_of_the_plan(plan):
+    recipe = lambda h: nk.seeded(adam(), h["seed"])
+    made = lambda each: nk.sweep(recipe, {"seed": jnp.arange(4)}, each=each)
+    here = made(nk.spread(nk.mesh(run=4)))  # of this machine
+    found = plan(here, batch(8), "cpu:2", mesh={"run": 2})
+    side = plan(made(jax.vmap), batch(8), "cpu:2", mesh={"run": 2})
+    assert found.memory == side.memory
+    assert found.memory.parameters == 2 * 4 * N  # two of four members to a device
+    assert found.parameters == 4 * N
+    assert found.collectives == ()  # members say nothing to each other
+    assert plan(here, batch(8), "cpu:2").mesh == {"data": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mesh": {"fspd": 8}}, ["'fspd'", "8 devices", "'fsdp', which is for state and batch"]),
+        ({"mesh": {"data": 2, "fspd": 4}}, ["'fspd'", "4 devices", "perhaps you meant 'fsdp'"]),
+        ({"mesh": {"data": 4, "zz": 2}}, ["'zz'", "data, fsdp, tensor, sequence, expert, run"]),
+        ({"mesh": {"data": 4, "sequence": 2}, "split": P("data")},
+         ["'sequence'", "the second axis of a batch", "or it is not to be split"]),
+        ({"mesh": {"fsdp": 8}, "state": nk.parallel.rules.replicated, "split": P()},
+         ["'fsdp'", "or it is not to be split", "state= or split="]),
+        ({"mesh": {"fsdp": 8}, "state": lambda *a: P(), "split": P()}, ["'fsdp'", "8 devices"]),
+        ({"mesh": {"fsdp": 4}}, ["mesh(fsdp=4) needs 4 devices", "topology cpu:8 has 8"]),
+    ],
+)  # fmt: skip
+def test_an_axis_that_nothing_is_split_over_is_refused(options, words, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        nk.plan(adam(), batch(), "cpu:8", say=pytest.fail, folder=tmp_path, **options)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_axis_that_the_step_itself_uses_is_no_error(plan):
+    mesh = nk.mesh(data=2, mine=4)
+    place = jax.sharding.NamedSharding(mesh, P("data", "mine"))
+
+    def loss(w, b, key):
+        return (jax.lax.with_sharding_constraint(b["x"], place) @ w) ** 2
+
+    task = nk.objective(lambda key, b: jnp.zeros(32), loss)
+    step = nk.step(nk.gradient(task), optax.sgd(0.1))
+    assert plan(step, batch(), "cpu:8", mesh={"data": 2, "mine": 4}).mesh["mine"] == 4
+
+
+def test_a_mesh_is_sizes_by_axis_or_a_mesh(plan):
+    made = plan(adam(), batch(), "cpu:4", mesh=nk.mesh(fsdp=4))
+    assert made.mesh == {"fsdp": 4}
+    assert made.memory == plan(adam(), batch(), "cpu:4", mesh={"fsdp": 4}).memory
+    with pytest.raises(TypeError, match=r"mesh is 'fsdp=4', expected .*mesh=\{'fsdp': 4\}"):
+        plan(adam(), batch(), "cpu:4", mesh="fsdp=4")
+
+
+def test_devices_of_a_cpu_share_its_memory_and_the_table_says_so(plan):
+    found = plan(adam(), batch(), "cpu:4", chip={"memory": 3 * 2**20})
+    assert found.memory.limit == 3 * 2**18
+    assert "of 768.00 KiB (4 devices share 3.00 MiB): " in str(found)
+
+
+def test_a_figure_that_is_missing_is_named_and_nothing_is_nan(plan):
+    known = {"bandwidth": 1e10, "peak": 1e11, "link": 1e9}
+    found = plan(adam(), batch(), "cpu:2", chip=known, tokens=1e6)
+    assert found.roofline.missing == ("peak32",)
+    assert (found.roofline.bound, found.roofline.seconds) == ("unknown", None)
+    assert (found.budget.hours, found.budget.cost) == (None, None)
+    said = str(found)
+    assert "nobody publishes peak32 of this cpu" in said
+    assert "10 GB/s, 0.1 TFLOP/s bfloat16, unknown float32" in said
+    assert "nan" not in said
+    whole = plan(adam(), batch(), "cpu:2", chip={**known, "peak32": 1e11}, tokens=1e6)
+    assert whole.roofline.seconds > 0
+    assert f"bound by {whole.roofline.bound}" in str(whole)
 
 
 def test_members_of_a_sweep_take_no_devices_of_this_machine(plan):

@@ -54,18 +54,6 @@ def test_every_example_once_and_resume_anywhere(n, b, shuffle):
         covers(n, b, seed=n, start=start, shuffle=shuffle)
 
 
-def test_coverage_of_any_size():
-    hypothesis = pytest.importorskip("hypothesis")
-    numbers = hypothesis.strategies.integers
-
-    @hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
-    @hypothesis.given(numbers(1, 300), numbers(1, 64), numbers(0, 2**32 - 1), numbers(0, 700))
-    def check(n, b, seed, start):
-        covers(n, min(b, n), seed, start % (3 * -(-n // min(b, n))))
-
-    check()
-
-
 def test_order_is_the_documented_function_of_seed_and_epoch():
     raw = np.random.Philox(key=np.array([3, 5], np.uint64)).random_raw(100)
     by_hand = sorted(range(100), key=lambda i: int(raw[i]))

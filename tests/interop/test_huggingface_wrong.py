@@ -140,6 +140,19 @@ def test_an_index_that_points_elsewhere(elsewhere, shards):
     assert "expected the name of a .safetensors file in the same folder" in said(shards)
 
 
+def test_headers_and_indices_are_as_long_as_their_files_allow(shards, folder, monkeypatch):
+    monkeypatch.setattr(files, "SMALL", 30)
+    text = said(raw(folder, {"a": row()}, bytes(8)))
+    assert "the header has 61 bytes, expected at most 37 in a file of 77" in text
+    index = shards / files.INDEX
+    index.write_text(index.read_text() + " " * 10_000)
+    text = said(shards)
+    assert f"{files.INDEX} has " in text
+    assert "bytes of weights; download or copy the file again" in text
+    with pytest.raises(ValueError, match="is no plain file, expected safetensors"):
+        files.headers(folder)
+
+
 def test_shards_that_do_not_fit_their_index(shards):
     table = json.loads((shards / files.INDEX).read_text())["weight_map"]
     first, *_, last = sorted(set(table.values()))
@@ -168,7 +181,7 @@ def test_no_weights_or_a_pickle(folder):
     text = said(folder, FileNotFoundError)
     assert "a pickle, which can run any program" in text and "save_pretrained" in text
     (folder / "config.json").write_text("{")
-    assert "config.json is damaged" in said(folder)
+    assert "config.json is damaged JSON" in said(folder)
     (folder / "config.json").write_text("[]")
     assert "holds a list, expected an object" in said(folder)
     (folder / "config.json").unlink()
@@ -186,6 +199,8 @@ def test_another_architecture_or_size(folder):
     assert "28 of another size, first 'transformer.wte.weight' [41 16], expected [40 24]" in text
     text = said(config(folder, n_embd=16, vocab_size=41, n_layer=3))
     assert "12 missing, first 'transformer.h.2.ln_1.weight' [16]" in text
+    text = said(config(folder, n_layer=900))
+    assert "config.json says 900 layers, but there are 28 tensors, expected more" in text
     text = said(config(folder, n_layer=1))
     assert "12 unknown, first 'transformer.h.1." in text
 
@@ -204,6 +219,8 @@ KEYS = {  # family: {key: (a value that our models cannot do, what is said)}
         "add_cross_attention": (True, "reads no second sequence"),
         "activation_function": ("quick_gelu", "expected one of gelu, gelu_python, gelu_new"),
         "n_embd": ("16", "n_embd is '16', expected an integer >= 1"),
+        "vocab_size": (2**31, "vocab_size is 2,147,483,648, expected an integer < 2^31"),
+        "n_layer": (1001, "n_layer is 1,001, expected at most 1,000 layers"),
         "layer_norm_epsilon": (0, "expected a number > 0"),
         "attn_pdrop": (0.3, "the shares"),
         "architectures": (["GPT2ForSequenceClassification"], "expected one of GPT2LMHeadModel"),

@@ -32,7 +32,7 @@ def test_the_same_call_finds_its_result_and_says_so(tmp_path, capsys):
         ("optimizer", {"tx": optax.sgd(1.0)}),
         ("its constant", {"tx": optax.adamw(1e-2)}),
         ("loss", {"task": nk.supervised(models.MLP((4, 3)), losses.focal)}),
-        ("rate", {"learning_rate": 0.5}),
+        ("rate", {"tx": optax.adamw(0.5)}),
     ],
 )
 def test_another_program_is_refused_a_folder(tmp_path, what, changes):

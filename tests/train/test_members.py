@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,8 @@ from jax.sharding import PartitionSpec as P
 import nnkit as nk
 from nnkit.train import each as ways
 from nnkit.train.reads import reads
+
+chunking = importlib.import_module("nnkit.train.chunks")  # nk.train.chunks is a function
 
 
 def batch(i: int, b: int = 8) -> dict:
@@ -184,8 +187,36 @@ def test_chunked_finds_the_size_that_fits_and_no_larger_one():
     assert taken + m.temp_size_in_bytes == found.peak
     both = make(limit_bytes=limit, mesh=nk.mesh(run=8))  # three on each device
     assert both.size == 3
-    with pytest.raises(ValueError, match=r"even one at a time.*nk.train.rounds\(grid, \d+\)"):
+    with pytest.raises(ValueError, match=r"even one at a time.*nk\.rounds\(grid, \d+\)"):
         make(limit_bytes=free.state * 12)
+
+
+def test_chunked_takes_the_whole_where_chunks_need_more(monkeypatch):
+    """A loop over chunks keeps copies of the states: eight small members need less at once."""
+    needs = {1: 515, 2: 512, 3: 510, 4: 505, 8: 477}
+    monkeypatch.setattr(chunking, "_peak", lambda step, batch: needs[step])
+    monkeypatch.setattr(chunking, "_kept", lambda step, batch, n: 50)
+    monkeypatch.setattr(chunking, "sweep", lambda recipe, grid, each: int(each.__name__[10:]))
+    make = lambda limit: nk.chunked(recipe, grid(8), batch(0), limit_bytes=limit)
+    for limit in (477, 480, 514, 520, 10**6):
+        assert (make(limit).size, make(limit).peak) == (8, 477)
+    assert make(480).working == (477 - 400) // 8
+    with pytest.raises(ValueError, match=r"need 477 B or more.*nk\.rounds\(grid, 7\)"):
+        make(470)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 24, 100])
+def test_chunked_finds_the_largest_of_any_growing_memory(n, monkeypatch):
+    asked = []
+    monkeypatch.setattr(chunking, "_peak", lambda step, batch: asked.append(step) or 10 + step**2)
+    monkeypatch.setattr(chunking, "_kept", lambda step, batch, n: 0)
+    monkeypatch.setattr(chunking, "sweep", lambda recipe, grid, each: int(each.__name__[10:]))
+    even = {-(-n // parts) for parts in range(1, n + 1)}
+    for size in even:
+        asked.clear()
+        found = nk.chunked(recipe, grid(n), batch(0), limit_bytes=10 + size**2)
+        assert found.size == size
+        assert len(asked) == len(set(asked)) <= 2 + len(even).bit_length()
 
 
 def test_chunked_says_what_does_not_divide_and_rounds_are_even():
@@ -198,6 +229,11 @@ def test_chunked_says_what_does_not_divide_and_rounds_are_even():
         nk.rounds(grid(3), 0)
     with pytest.raises(ValueError, match="size=0"):
         nk.chunks(0)
+
+
+def test_product_names_the_field_that_is_no_number():
+    with pytest.raises(TypeError, match=r"product: rate is \['a', 'b'\], expected numbers"):
+        nk.product(seed=[0, 1], rate=["a", "b"])
 
 
 # --- one program ---
@@ -340,3 +376,31 @@ def test_best_is_the_best_and_never_one_that_is_not_finite():
         nk.member(state, 3)
     with pytest.raises(ValueError, match="'b' has shape"):
         nk.member({"a": jnp.ones(2), "b": jnp.ones(())}, 0)
+
+
+def test_an_attribute_is_no_global_name(monkeypatch):
+    monkeypatch.setitem(globals(), "tanh", [np.ones(3)])  # which may change without a trace
+    assert reads(lambda h: jnp.tanh(h["rate"])) is not None  # asks jnp for it, not this module
+    monkeypatch.setitem(globals(), "rate", [np.ones(3)])
+    assert reads(lambda h: h["rate"] * rate) is None  # noqa: F821
+
+
+@pytest.mark.parametrize("technique", [nk.halving, nk.population])
+def test_a_member_of_a_technique_of_members(technique):
+    knobs = {} if technique is nk.halving else {"perturb": {"learning_rate": (0.5, 2.0)}}
+    step = technique(nk.sweep(recipe, grid(3)), every=2, **knobs)
+    state = step.init(jax.random.key(0), batch(0))
+    assert nk.digest(nk.member(state, 2)) == nk.digest(nk.member(state.inner, 2))
+    with pytest.raises(TypeError, match=r"one of its columns .* such as row"):
+        nk.best(step, state, {"step": 1, "loss": [1.0]})
+
+
+def test_a_shard_that_splits_nothing_is_refused():
+    step = recipe({"learning_rate": 1e-3, "seed": 0})
+    with pytest.raises(
+        ValueError, match=r"4 devices would all do the same work; .* batch=P\('data'"
+    ):
+        nk.shard(step, nk.mesh(data=4))
+    with pytest.raises(TypeError, match=r"expected a rule .* such as rules.fsdp"):
+        nk.shard(step, nk.mesh(data=4), state=P("data"))
+    assert nk.shard(step, nk.mesh(data=1)).init

@@ -239,7 +239,11 @@ def wrong(what):
         "integers": lambda: start(
             pop(nk.sweep(lambda h: single, {"seed": jnp.arange(3)}), perturb={"seed": (0.8, 1.2)})
         ),
-        "factors": lambda: start(pop(step, perturb={"learning_rate": (0.0, 1.2)})),
+        "factors": lambda: pop(step, perturb={"learning_rate": (0.0, 1.2)}),
+        "negative": lambda: pop(step, perturb={"learning_rate": (-0.8, 1.2)}),
+        "one factor": lambda: pop(step, perturb={"learning_rate": 0.8}),
+        "words": lambda: pop(step, perturb={"learning_rate": "fast"}),
+        "a list": lambda: pop(step, perturb=["learning_rate"]),
         "no step": lambda: nk.population(TASK, every=1, perturb={}),
     }[what]
 
@@ -257,6 +261,10 @@ def wrong(what):
         ("no grid", ValueError, ["0 grids", "copies alone"]),
         ("integers", TypeError, ["'seed'", "int32[3]", "a function"]),
         ("factors", ValueError, ["(0.0, 1.2)", "> 0"]),
+        ("negative", ValueError, ["'learning_rate'", "(-0.8, 1.2)", "> 0"]),
+        ("one factor", ValueError, ["are 0.8", "{'learning_rate': (0.8, 1.2)}"]),
+        ("words", ValueError, ["'fast'", "or a function"]),
+        ("a list", TypeError, ["perturb=['learning_rate']", "{name: factors}"]),
         ("no step", TypeError, ["Objective", "expected a Step"]),
     ],
 )

@@ -74,7 +74,7 @@ def _gpt2(keys: Keys) -> dict:
         "vocabulary": keys.size("vocab_size", 50257),
         "length": length,
         "width": keys.size("n_embd", 768),
-        "depth": keys.size("n_layer", 12),
+        "depth": keys.layers("n_layer", 12),
         "heads": keys.size("n_head", 12),
         "hidden": keys.take("n_inner"),
         "activation": keys.activation("activation_function", "gelu_new"),
@@ -89,7 +89,7 @@ def _llama(family: str, keys: Keys) -> dict:
     wide = 2304 if family == "gemma2" else 4096
     usual, gemma = DEFAULTS[family], family == "gemma2"
     width = keys.size("hidden_size", wide)
-    depth = keys.size("num_hidden_layers", 26 if gemma else 32)
+    depth = keys.layers("num_hidden_layers", 26 if gemma else 32)
     heads = keys.size("num_attention_heads", 8 if gemma else 32)
     groups = keys.take("num_key_value_heads", usual["groups"])
     size = keys.take("head_dim", {"gemma2": 256, "qwen3": 128}.get(family))

@@ -75,7 +75,7 @@ def _bert(keys: Keys) -> dict:
         "vocabulary": keys.size("vocab_size", 30522),
         "classes": classes if classifies else None,
         "width": keys.size("hidden_size", 768),
-        "depth": keys.size("num_hidden_layers", 12),
+        "depth": keys.layers("num_hidden_layers", 12),
         "heads": keys.size("num_attention_heads", 12),
         "hidden": keys.size("intermediate_size", 3072),
         "length": keys.size("max_position_embeddings", 512),
@@ -97,7 +97,7 @@ def _vit(keys: Keys) -> dict:
     return {
         "classes": _classes(keys),
         "width": keys.size("hidden_size", 768),
-        "depth": keys.size("num_hidden_layers", 12),
+        "depth": keys.layers("num_hidden_layers", 12),
         "heads": keys.size("num_attention_heads", 12),
         "hidden": keys.size("intermediate_size", 3072),
         "patch": patch,
@@ -122,13 +122,13 @@ def _t5(keys: Keys) -> dict:
     tied = keys.take("scale_decoder_outputs", tied)  # what transformers 5 writes of it
     for key in ("n_positions", "classifier_dropout", "num_labels", "id2label"):
         keys.take(key)  # T5 has no table of positions; the others belong to classifiers
-    depth, first = keys.size("num_layers", 6), keys.take("decoder_start_token_id")
+    depth, first = keys.layers("num_layers", 6), keys.take("decoder_start_token_id")
     return {
         "begin": int((keys.take("pad_token_id") or 0) if first is None else first),
         "vocabulary": keys.size("vocab_size", 32128),
         "width": keys.size("d_model", 512),
         "depth": depth,
-        "decoder_depth": keys.size("num_decoder_layers", depth),
+        "decoder_depth": keys.layers("num_decoder_layers", depth),
         "heads": keys.size("num_heads", 8),
         "head_dim": keys.size("d_kv", 64),
         "hidden": keys.size("d_ff", 2048),

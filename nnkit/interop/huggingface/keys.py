@@ -97,10 +97,19 @@ class Keys:
         return self.config.get(key, default)
 
     def size(self, key: str, default: int | None = None) -> int:
-        """The value of a key, an integer >= 1."""
+        """The value of a key, an integer from 1 to 2^31 - 1."""
         value = self.take(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"config.json: {key} is {value!r:.60}, expected an integer >= 1")
+        if value >= 2**31:
+            raise ValueError(f"config.json: {key} is {value:,}, expected an integer < 2^31")
+        return value
+
+    def layers(self, key: str, default: int) -> int:
+        """The value of a key, a number of layers: at most 1,000."""
+        value = self.size(key, default)
+        if value > 1_000:
+            raise ValueError(f"config.json: {key} is {value:,}, expected at most 1,000 layers")
         return value
 
     def number(self, key: str, default: float) -> float:

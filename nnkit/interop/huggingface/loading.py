@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -14,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnkit.core.documents import document
 from nnkit.core.trees import paths
-from nnkit.interop import files
+from nnkit.interop import digests, files
 from nnkit.interop.huggingface import names
 from nnkit.interop.huggingface.families import expected, fresh, model_of
 
@@ -129,8 +129,8 @@ def load(
       ImportError: if an id is given without the extra `hub`.
       ConnectionError: if the hub does not answer and its files are not in the cache.
       ValueError: if config.json asks for what the model cannot do; if a tensor is missing, unused
-        or of another shape: the first one of each and how many; if a file is damaged; if the
-        tokenizer has more tokens than the model.
+        or of another shape: the first one of each and how many; if a file is damaged, by its form
+        or by the digest in it; if the tokenizer has more tokens than the model.
 
     >>> import tempfile
     >>> from nnkit import models
@@ -150,10 +150,19 @@ def load(
     config = _config(folder)
     family, model = model_of(config, fields, ignore_keys)
     there = files.tensors(folder)
+    depth = getattr(model, "depth", 0)
+    if depth > len(there) and not allow_missing:  # each layer has a tensor at least
+        raise ValueError(
+            f"{folder}: config.json says {depth:,} layers, but there are {len(there):,} tensors, "
+            "expected more: config.json is not that of these weights; copy both again"
+        )
     known, ignored = _known(folder, family, model, there, config)
     plan = _plan(folder, family, model, known, tuple(allow_missing), tuple(allow_unused))
     plan = plan._replace(ignored=ignored)
     words = _tokenizer(folder, model) if tokenizer else None
+    for file in sorted({tensor.file for tensor in there.values()}):
+        if problem := digests.damage(file):
+            raise ValueError(problem)
     params = _params(plan, None if dtype is None else jnp.dtype(dtype))
     if plan.fresh:
         params |= _drawn(model, plan, params, dtype, key)
@@ -212,10 +221,7 @@ def _config(folder: Path) -> dict:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json, which says what the model is")
-    try:
-        found = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}; download or copy it again") from None
+    found = document(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__}, expected an object of keys")
     return found

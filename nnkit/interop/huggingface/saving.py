@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnkit.core.trees import difference, paths
-from nnkit.interop import files
+from nnkit.interop import files, folders
 from nnkit.interop.huggingface import names
 from nnkit.interop.huggingface.card import readme
 from nnkit.interop.huggingface.families import described, expected
@@ -82,7 +82,7 @@ def save(
     keys |= _kept(config, keys) | _ends(family, model, tokenizer, config)
     kinds = {np.dtype(dtype or x.dtype) for x in arrays.values()}
     keys["dtype"] = str(kinds.pop()) if len(kinds) == 1 else "float32"
-    with files.atomic(folder, overwrite) as place:
+    with folders.atomic(folder, overwrite) as place:
         wanted = _wanted(family, stored, arrays, dtype)
         files.write(place, wanted, max_shard_size)
         _write_json(place / "config.json", keys)

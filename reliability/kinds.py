@@ -95,7 +95,7 @@ def by_hand(init: Callable, losses: Callable) -> nk.Objective:
 def mlp():
     """Dense layers with batch statistics and dropout: AdamW, a cosine, an average."""
     task = nk.supervised(Normed(), nk.losses.cross_entropy)
-    tx = optax.adamw(nk.optim.warmup_cosine(1e-2, 120, 5))
+    tx = optax.adamw(nk.optim.warmup_cosine(1e-2, 200, 5))
     return nk.ema(nk.step(nk.gradient(task), tx), 0.9), task, labelled(8), tx
 
 
@@ -133,7 +133,7 @@ GPT = nk.models.GPT(vocabulary=11, length=8, width=16, depth=1, heads=2, hidden=
 def transformer():
     """A language model with dropout: AdamW, a clipped gradient, bad batches skipped."""
     task = nk.causal_lm(GPT)
-    tx = optax.adamw(nk.optim.warmup_cosine(1e-2, 120, 5))
+    tx = optax.adamw(nk.optim.warmup_cosine(1e-2, 200, 5))
     step = nk.skip_nonfinite(nk.step(nk.clipped(nk.gradient(task), 1.0), tx))
     return step, task, sequences(), tx
 

@@ -35,16 +35,16 @@ class Watch(NamedTuple):
     sizes: dict[str, int]
 
     def counts(self) -> dict[str, Mean]:
-        """{"y outside 0..9": how many values [] no mask hides are outside}, for the metrics."""
+        """{"y outside 0..9": how many [] are outside, of how many that no mask hides}."""
         found = {}
         for field, n in self.sizes.items():
             x = jnp.asarray(self.batch[field])
             x = x if x.dtype.itemsize == 8 else x.astype(jnp.int32)
             bad = (x < 0) | (x >= n)
             mask = kept(self.batch, field)
-            bad = bad if mask is None else bad & jnp.asarray(mask)
-            count = bad.sum(dtype=jnp.float32)
-            found[f"{field} outside 0..{n - 1}"] = Mean(count, jnp.ones_like(count))
+            here = jnp.ones_like(bad) if mask is None else jnp.broadcast_to(mask, bad.shape)
+            total, weight = (x.sum(dtype=jnp.float32) for x in (bad & here, here))
+            found[f"{field} outside 0..{n - 1}"] = Mean(total, weight)
         return found
 
 

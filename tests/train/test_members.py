@@ -385,10 +385,8 @@ def test_an_attribute_is_no_global_name(monkeypatch):
     assert reads(lambda h: h["rate"] * rate) is None  # noqa: F821
 
 
-@pytest.mark.parametrize("technique", [nk.halving, nk.population])
-def test_a_member_of_a_technique_of_members(technique):
-    knobs = {} if technique is nk.halving else {"perturb": {"learning_rate": (0.5, 2.0)}}
-    step = technique(nk.sweep(recipe, grid(3)), every=2, **knobs)
+def test_a_member_of_a_technique_of_members():
+    step = nk.population(nk.sweep(small, grid(3)), every=2, perturb={"learning_rate": (0.5, 2.0)})
     state = step.init(jax.random.key(0), batch(0))
     assert nk.digest(nk.member(state, 2)) == nk.digest(nk.member(state.inner, 2))
     with pytest.raises(TypeError, match=r"one of its columns .* such as row"):

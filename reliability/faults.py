@@ -225,10 +225,11 @@ def everywhere(count: int, seed: int) -> dict:
       seed: of the draws.
 
     Returns:
-      count, failures, operations, points.
+      count, failures, operations, points; of: how many trials there are in all.
     """
     one, other = at_each_operation(count, seed), named_points(count, seed)
     both = {"count": one["count"] + other["count"], "failures": one["failures"]}
+    both["of"] = len(ACTIONS) * (one["operations"] + other["points"])
     both["failures"] += other["failures"]
     return both | {"operations": one["operations"], "points": other["points"]}
 

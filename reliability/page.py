@@ -10,7 +10,7 @@ __all__ = ["page", "results"]
 
 RESULTS = Path(__file__).parent / "results"
 KNOWN = {"id", "tier", "seed", "count", "failures", "failed", "tests", "skipped", "seconds"}
-KNOWN |= {"origin"}
+KNOWN |= {"origin", "of"}
 HEAD = """# What a run can rely on
 
 Every row is a promise, the test behind it, and what was seen when it last ran. \
@@ -88,7 +88,7 @@ def line(row, seen: dict | None) -> str:
     if row.tests:
         skipped = f" ({seen['skipped']} skipped)" if seen.get("skipped") else ""
         counts.append(f"{seen.get('tests', 0)} tests{skipped}")
-    full = row.release or row.nightly
+    full = min(row.release or row.nightly or 0, seen.get("of", 10**9))
     if row.run and full and seen["count"] < full:
         counts[0] += f" of {full}"
     verdict = f"**{seen['failed']} failed**" if seen["failed"] else "0 failed"

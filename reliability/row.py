@@ -14,7 +14,8 @@ class Row(NamedTuple):
     Attributes:
       id: such as CK-01.
       promise: one sentence.
-      run: campaign (count, seed) -> {"count", "failures", further figures}; None has tests alone.
+      run: campaign (count, seed) -> {"count", "failures", further figures}; "of" says how many
+        trials there are in all. None has tests alone.
       tests: node ids of pytest.
       nightly: trials in the nightly tier; None runs `release` of them.
       release: trials in the release tier; None runs `nightly` of them.

@@ -216,7 +216,7 @@ def leaves(count: int, seed: int, *, names: tuple[str, ...] = tuple(KINDS)) -> d
         if same != ((name, path) in IDLE):
             said = "changes nothing and is not listed" if same else "is listed as idle and is not"
             failures.append(f"seed {seed} trial {trial}: {name} {path} {said}")
-    return {"count": len(drawn), "failures": failures, "leaves": len(places), "idle": idle}
+    return {"count": len(drawn), "failures": failures, "of": len(places), "idle": idle}
 
 
 # --- replays ---

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from reliability.short import SHORT
+
 __all__ = ["page", "results"]
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,7 +35,6 @@ PARTS = {
     "RC": "Compiles, memory, transfers",
     "MH": "Many hosts",
     "SE": "Security",
-    "SO": "Soak",
 }
 
 
@@ -58,6 +59,8 @@ def page(rows: Sequence, found: dict[str, dict]) -> str:
         text.append("\n## Not kept\n")
         for row in broken:
             text.append(f"- {row.id}: " + "; ".join(found[row.id]["failures"][:3]))
+    text.append("\n## Short of what was wanted\n")
+    text += [f"- {name}: {what}." for name, what in SHORT.items()]
     return "\n".join(text) + "\n"
 
 

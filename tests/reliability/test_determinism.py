@@ -51,7 +51,7 @@ def test_a_cut_that_forgets_something_is_noticed(monkeypatch):
 def test_each_leaf_of_a_state_decides_what_follows():
     found = determinism.leaves(count=100, seed=0, names=("vae", "bandit"))
     assert not found["failures"], found
-    assert found["count"] == found["leaves"] > 20
+    assert found["count"] == found["of"] > 20
     assert found["idle"] == 1  # the count of replays
 
 

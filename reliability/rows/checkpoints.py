@@ -152,7 +152,7 @@ ROWS = (
                 "test_hypothesis_finds_no_order_that_breaks_a_promise"
             ),
         ),
-        nightly=500,
+        nightly=100,
         release=500,
     ),
     Row(

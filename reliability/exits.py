@@ -130,6 +130,9 @@ def left(forks: Forks, folder: Path, rng, way: str, pause: float, fails: bool):
         code = ended.code if ended.code in (-2, 130, 1) else -2
     if ended.code != code:
         problems.append(f"ended with {ended.code}, expected {code}: {forks.child.said()[-1000:]}")
+    end = time.monotonic() + 10  # what it said comes through a pipe of its own
+    while fails and "failed" not in forks.child.said() and time.monotonic() < end:
+        time.sleep(0.05)
     if fails and "failed" not in forks.child.said():
         problems.append("the failed save was not told")
     return seconds, problems

@@ -28,7 +28,7 @@ ROWS = (
             "tests/reliability/test_interrupts.py::test_interrupted_in_the_last_evaluation",
             "tests/reliability/test_interrupts.py::test_the_command_line_ends_with_130_and_143",
         ),
-        nightly=42,
+        nightly=14,
         release=105,
     ),
     Row(

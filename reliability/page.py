@@ -87,10 +87,11 @@ def line(row, seen: dict | None) -> str:
     by = ", ".join([run] * bool(run) + [f"`{name}`" for name in files])
     if seen is None:
         return f"| {row.id} | {row.promise} | not measured | | {by} |"
-    counts = [f"{seen['count']} trials"] if row.run else []
+    counts = [f"{seen['count']} trial{'' if seen['count'] == 1 else 's'}"] if row.run else []
     if row.tests:
         skipped = f" ({seen['skipped']} skipped)" if seen.get("skipped") else ""
-        counts.append(f"{seen.get('tests', 0)} tests{skipped}")
+        n = seen.get("tests", 0)
+        counts.append(f"{n} test{'' if n == 1 else 's'}{skipped}")
     full = min(row.release or row.nightly or 0, seen.get("of", 10**9))
     if row.run and full and seen["count"] < full:
         counts[0] += f" of {full}"

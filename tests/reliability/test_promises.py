@@ -63,3 +63,15 @@ def test_a_campaign_of_too_few_trials_is_no_success(tmp_path, monkeypatch):
     assert not ran(row, "nightly", 0, 0.01)
     (failure,) = json.loads((tmp_path / "CK-00.json").read_text())["failures"]
     assert failure.startswith("ended with exit code 1")
+
+
+def test_what_the_readme_promises_was_kept():
+    text = (ROOT / "README.md").read_text().split("## A run you can trust")[1].split("\n## ")[0]
+    told = [name.strip() for line in text.splitlines() if line.startswith("|")
+            for name in line.split("|")[3].split(",")]  # fmt: skip
+    names = [name for name in told if name in {row.id for row in ROWS}]
+    assert len(names) == len(told) - 2 >= 15  # all but the head of the table
+    seen = page.results()
+    for name in names:
+        assert name in seen, f"{name} is promised and was not measured"
+        assert not seen[name]["failed"], f"{name} is promised and is broken"
